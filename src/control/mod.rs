@@ -1,0 +1,3 @@
+//! The control plane: the boot helper (configuration, token) and metal-apiserver.
+
+pub mod api;
