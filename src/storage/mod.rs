@@ -5,11 +5,15 @@
 //! [`wipe::wipe`] → [`plan::plan`] → [`apply::apply`] → [`target::Target`].
 //! Nothing below writes to a disk that is not in a [`scope::ScopedDisks`].
 
+pub mod device;
 pub mod disks;
 pub mod eligible;
 pub mod old_table;
 pub mod scope;
 pub mod signatures;
+pub mod superblock;
+pub mod tools;
+pub mod wipe;
 
 #[cfg(test)]
 mod testing;

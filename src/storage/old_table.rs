@@ -15,6 +15,8 @@ use super::signatures::merge;
 const MAX_GPT_ENTRIES: u64 = 1024;
 /// Logical partitions looked at in one MBR chain.
 const MAX_LOGICAL: usize = 128;
+/// The one MBR entry of a GPT disk covers the whole disk and is no partition.
+const PROTECTIVE: u8 = 0xee;
 /// MBR sector addresses count 512-byte or 4096-byte blocks.
 const BLOCK_SIZES: [u64; 2] = [512, 4096];
 
@@ -81,7 +83,7 @@ fn mbr(disk: &File, size: u64, block: u64, found: &mut Vec<Range<u64>>) -> io::R
     };
     for (kind, start, length) in entries {
         let start = start.saturating_mul(block);
-        if length > 0 && kind != 0 {
+        if length > 0 && kind != 0 && kind != PROTECTIVE {
             let end = start.saturating_add(length.saturating_mul(block));
             found.push(start.min(size)..end.min(size));
         }
