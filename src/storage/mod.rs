@@ -5,13 +5,18 @@
 //! [`wipe::wipe`] → [`plan::plan`] → [`apply::apply`] → [`target::Target`].
 //! Nothing below writes to a disk that is not in a [`scope::ScopedDisks`].
 
+pub mod apply;
 pub mod device;
 pub mod disks;
 pub mod eligible;
+pub mod gpt;
 pub mod old_table;
+pub mod plan;
+mod plan_checks;
 pub mod scope;
 pub mod signatures;
 pub mod superblock;
+pub mod target;
 pub mod tools;
 pub mod wipe;
 

@@ -157,6 +157,8 @@ pub fn places_in(regions: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 #[cfg(test)]
+// Lists of regions with one region in them are what is meant.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

@@ -233,6 +233,8 @@ fn is_zfs_label(device: &File, offset: u64) -> io::Result<bool> {
 }
 
 #[cfg(test)]
+// Lists of regions with one region in them are what is meant.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

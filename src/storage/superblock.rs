@@ -129,7 +129,8 @@ mod tests {
             })
         };
         let text = "11223344-5566-7788-99aa-bbccddeeff00";
-        let table: [(&[(usize, &[u8])], Option<Superblock>); 6] = [
+        type Marks<'m> = &'m [(usize, &'m [u8])];
+        let table: [(Marks, Option<Superblock>); 6] = [
             (
                 &[(0x438, &[0x53, 0xef]), (0x468, uuid.as_bytes())],
                 found(Family::Ext, text),

@@ -114,7 +114,8 @@ pub fn run<A: AsRef<OsStr>>(
     }
 }
 
-/// Kills the child. It may be stuck in the kernel, so nobody waits for it here: a thread does.
+/// Kills the child without waiting for its end: a process stuck in the kernel dies when
+/// the disk answers, which may be never.
 fn stop(child: &mut Child) {
     if let Err(error) = child.kill() {
         tracing::warn!(pid = child.id(), %error, "cannot kill a command that took too long");
@@ -127,7 +128,7 @@ fn stop(child: &mut Child) {
 /// Both streams until the child closes them; `None` when it did not in time.
 fn output_of(child: &mut Child, ends_at: Instant) -> io::Result<Option<[String; 2]>> {
     let (sender, receiver) = mpsc::channel();
-    let mut start = |index: usize, stream: Option<Box<dyn Read + Send>>| -> io::Result<()> {
+    let start = |index: usize, stream: Option<Box<dyn Read + Send>>| -> io::Result<()> {
         let sender = sender.clone();
         thread::Builder::new()
             .name("tool-output".to_owned())

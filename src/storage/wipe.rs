@@ -343,13 +343,15 @@ fn zero(file: &File, range: &Range<u64>) -> io::Result<()> {
 }
 
 fn first_nonzero(file: &File, range: &Range<u64>) -> io::Result<Option<u64>> {
+    let zeros = vec![0; CHUNK];
     let mut bytes = vec![0; CHUNK];
     let mut at = range.start;
     while at < range.end {
         let length = (range.end - at).min(CHUNK as u64) as usize;
         file.read_exact_at(&mut bytes[..length], at)?;
-        if let Some(index) = bytes[..length].iter().position(|byte| *byte != 0) {
-            return Ok(Some(at + index as u64));
+        if bytes[..length] != zeros[..length] {
+            let index = bytes[..length].iter().position(|byte| *byte != 0);
+            return Ok(index.map(|index| at + index as u64));
         }
         at += length as u64;
     }
@@ -371,6 +373,8 @@ pub(super) fn clear_partition(file: &File, size: u64) -> io::Result<()> {
 }
 
 #[cfg(test)]
+// Lists of regions with one region in them are what is meant.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
     use crate::storage::testing::disk;
