@@ -1,11 +1,12 @@
 //! The network: every physical link up, an address by SLAAC, DNS servers from router
-//! advertisements.
+//! advertisements, the switch ports by LLDP.
 //!
 //! The kernel does SLAAC; this module sets it up before a link goes up, watches it by
 //! netlink events, and says what is missing when no address comes.
 
 pub mod dns;
 pub mod link;
+pub mod lldp;
 pub mod mac;
 mod monitor;
 pub mod nd_option;
