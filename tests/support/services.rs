@@ -4,7 +4,6 @@ use std::fs;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use super::allocation::PARTITION;
@@ -201,5 +200,5 @@ pub fn reachable_from_outside(port: u16) -> bool {
 
 /// Runs a program to its end inside the namespace.
 pub fn run_inside(ns: &Netns, program: &str, arguments: &[&str]) -> String {
-    run(Command::from(ns.command(program)).args(arguments))
+    run(ns.command(program).args(arguments))
 }
