@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # the variables are for those who source it
 # What every script of this directory starts with. Source it, do not run it:
 #
 #   set -euo pipefail
@@ -8,6 +8,8 @@
 # Afterwards the working directory is the clone's root, and these are set:
 #
 #   ROOT               the clone
+#   CALLER             the directory that the script was called from; a path given
+#                      as an argument is relative to it
 #   CACHE              downloads and builds that outlive a clone: METAL_ANVIL_CACHE,
 #                      default ${XDG_CACHE_HOME:-~/.cache}/metal-anvil
 #   TARGET             cargo's target directory, $ROOT/target
@@ -22,8 +24,9 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
 fi
 
 _SCRIPT=$(realpath "$0")
+CALLER=$PWD
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-cd "$ROOT"
+cd "$ROOT" || exit
 
 # The caller's locale, time zone and umask must not reach an output.
 export LC_ALL=C.UTF-8 TZ=UTC
@@ -92,10 +95,12 @@ _apt() {
 }
 
 _apt_updated=
+_apt_update() {
+    [[ -n $_apt_updated ]] || { _apt update && _apt_updated=1; }
+}
+
 _apt_install() {
-    if [[ -z $_apt_updated ]]; then
-        _apt update && _apt_updated=1
-    fi
+    _apt_update
     _apt install -y --no-install-recommends "$@"
 }
 
@@ -119,6 +124,52 @@ need_packages() {
             die "cannot install ${missing[*]} (whole log: $log)"
         fi
     fi
+}
+
+# fetch_packages DIRECTORY PACKAGE...: unpack Debian packages below DIRECTORY
+# without installing them, and print "package version" lines. Each version is
+# downloaded once into the cache; nothing else on this machine changes.
+fetch_packages() {
+    local directory=$1 kept=$CACHE/debs log=$LOGS/fetch-packages.log package version deb
+    shift
+    need_packages apt dpkg
+    mkdir -p "$directory" "$kept"
+    _download_missing "$kept" "$@" >"$log" 2>&1 ||
+        { _apt_updated='' && _apt_update && _download_missing "$kept" "$@"; } >>"$log" 2>&1 ||
+        { tail -n 20 "$log" >&2; die "cannot download $* (whole log: $log)"; }
+    _candidates "$@" | while read -r package version; do
+        deb=$(_deb_path "$kept" "$package" "$version")
+        dpkg-deb -x "$deb" "$directory" || die "cannot unpack $deb; delete it and try again"
+        echo "$package $version"
+    done
+}
+
+# "package version" of what apt would install for each PACKAGE.
+_candidates() {
+    apt-cache policy "$@" | awk '
+        /^[^ ]/ {sub(":$", "", $1); package = $1}
+        $1 == "Candidate:" && $2 != "(none)" {print package, $2}'
+}
+
+# Where apt-get download puts VERSION of PACKAGE (it writes ":" as "%3a").
+_deb_path() {
+    local found
+    for found in "$1/$2_${3//:/%3a}"_{amd64,all}.deb; do
+        [[ -s $found ]] && echo "$found" && return
+    done
+    return 1
+}
+
+_download_missing() {
+    local kept=$1 package version found missing=()
+    shift
+    found=$(_candidates "$@")
+    (($(wc -l <<<"$found") == $#)) || { echo "no candidate for some of: $*"; return 1; }
+    while read -r package version; do
+        _deb_path "$kept" "$package" "$version" >/dev/null || missing+=("$package")
+    done <<<"$found"
+    ((${#missing[@]})) || return 0
+    (cd "$kept" && _apt -o APT::Sandbox::User=root download "${missing[@]}")
 }
 
 # _rust_ok VERSION: is a whole tool chain of at least this version in PATH?
