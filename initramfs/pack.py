@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Write the initramfs that a manifest describes, as a cpio archive ("newc").
+
+usage: pack.py MANIFEST [--only-packages] [--without PATH]...
+               [--source NAME=DIRECTORY]... --mtime SECONDS --output FILE
+
+The archive depends on the manifest, the files that it names and --mtime, and on
+nothing else: entries are sorted, owned by root, and numbered in their order.
+Format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
+"""
+
+import argparse
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+LIBRARY_DIRECTORIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "lib", "usr/lib")
+LOADER = "ld-linux-x86-64.so.2"
+
+
+class ManifestError(Exception):
+    """Something the manifest asks for cannot be had; the text says what and where."""
+
+
+class Archive:
+    """The entries by path, before they are written."""
+
+    def __init__(self, sources):
+        self.sources = sources
+        self.entries = {}
+        self.libraries = set()
+
+    def add(self, path, mode, data=b"", device=(0, 0)):
+        if not path.startswith("/") or str(PurePosixPath(path)) != path or ".." in path.split("/"):
+            raise ManifestError(f"'{path}' is not a plain absolute path")
+        if path in self.entries:
+            raise ManifestError(f"'{path}' is listed twice")
+        self.entries[path] = (mode, data, device)
+
+    def locate(self, source):
+        """The file that SOURCE means on this machine."""
+        name, colon, path = source.partition(":")
+        if not colon or name not in self.sources:
+            raise ManifestError(f"source '{source}' does not start with one of {sorted(self.sources)}")
+        return self.sources[name] / path.lstrip("/")
+
+    def file(self, path, mode, source):
+        found = self.locate(source)
+        if not found.is_file():
+            raise ManifestError(f"'{source}' is not a file here (looked for {found})")
+        self.add(path, stat.S_IFREG | mode, found.read_bytes())
+
+    def tool(self, path, source):
+        self.file(path, 0o755, source)
+        self.add_libraries(self.locate(source))
+
+    def add_libraries(self, binary):
+        """The shared libraries that BINARY names, and theirs, under /usr/lib."""
+        dynamic = subprocess.run(["readelf", "-dW", binary], check=True, capture_output=True, text=True).stdout
+        for name in [LOADER, *re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)]:
+            if name in self.libraries:
+                continue
+            self.libraries.add(name)
+            for directory in LIBRARY_DIRECTORIES:
+                library = self.sources["debian"] / directory / name
+                if library.is_file():
+                    break
+            else:
+                raise ManifestError(
+                    f"{binary.name} needs {name}, which no listed package has; "
+                    f"`apt-file search {name}` names the package to add"
+                )
+            self.add(f"/usr/lib/{name}", stat.S_IFREG | 0o755, library.read_bytes())
+            self.add_libraries(library)
+
+    def tree(self, path, source):
+        top = self.locate(source)
+        self.add(path, stat.S_IFDIR | 0o755)
+        for found in sorted(top.rglob("*")):
+            target = f"{path}/{found.relative_to(top)}"
+            if found.is_symlink():
+                self.add(target, stat.S_IFLNK | 0o777, os.readlink(found).encode())
+            elif found.is_dir():
+                self.add(target, stat.S_IFDIR | 0o755)
+            elif found.is_file():
+                self.add(target, stat.S_IFREG | 0o644, found.read_bytes())
+
+    def line(self, kind, words):
+        """One line of the manifest; ValueError when it has too few or too many words."""
+        if kind == "dir":
+            path, mode = words
+            self.add(path, stat.S_IFDIR | int(mode, 8))
+        elif kind == "link":
+            path, target = words
+            self.add(path, stat.S_IFLNK | 0o777, target.encode())
+        elif kind == "node":
+            path, mode, major, minor = words
+            self.add(path, stat.S_IFCHR | int(mode, 8), device=(int(major), int(minor)))
+        elif kind == "file":
+            path, mode, source = words
+            self.file(path, int(mode, 8), source)
+        elif kind == "tool":
+            path, source = words
+            self.tool(path, source)
+        elif kind == "tree":
+            path, source = words
+            self.tree(path, source)
+        else:
+            raise ManifestError(f"unknown kind '{kind}'")
+
+    def write(self, output, mtime):
+        for path in self.entries:
+            parent = str(PurePosixPath(path).parent)
+            if parent != "/" and not stat.S_ISDIR(self.entries.get(parent, (0,))[0]):
+                raise ManifestError(f"'{path}' is below '{parent}', which is not listed as a directory")
+        for inode, (path, (mode, data, device)) in enumerate(sorted(self.entries.items()), 1):
+            output.write(record(inode, path[1:], mode, data, device, mtime))
+        output.write(record(0, "TRAILER!!!", 0, b"", (0, 0), 0))
+
+
+def record(inode, name, mode, data, device, mtime):
+    """One newc record: a header of 13 eight-digit numbers, the name, the data, padded to 4."""
+    links = 2 if stat.S_ISDIR(mode) else 1
+    encoded = name.encode() + b"\0"
+    numbers = (inode, mode, 0, 0, links, mtime, len(data), 0, 0, *device, len(encoded), 0)
+    header = b"070701" + b"".join(b"%08X" % number for number in numbers) + encoded
+    return padded(header) + padded(data)
+
+
+def padded(data):
+    return data + b"\0" * (-len(data) % 4)
+
+
+def manifest_lines(manifest):
+    """(line number, kind, words) of every line that says something."""
+    for number, text in enumerate(manifest.read_text().splitlines(), 1):
+        words = text.split()
+        if words and not words[0].startswith("#"):
+            yield number, words[0], words[1:]
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__, add_help=False)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--only-packages", action="store_true")
+    parser.add_argument("--without", action="append", default=[])
+    parser.add_argument("--source", action="append", default=[])
+    parser.add_argument("--mtime", type=int)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    if options.only_packages:
+        print("\n".join(words[0] for _, kind, words in manifest_lines(options.manifest) if kind == "package"))
+        return
+    if options.mtime is None or options.output is None:
+        parser.error("--mtime and --output are needed")
+
+    sources = {name: Path(directory) for name, _, directory in (source.partition("=") for source in options.source)}
+    archive = Archive(sources)
+    for number, kind, words in manifest_lines(options.manifest):
+        if kind == "package" or (words and words[0] in options.without):
+            continue
+        try:
+            archive.line(kind, words)
+        except ManifestError as error:
+            sys.exit(f"{options.manifest}:{number}: {error}")
+        except ValueError as error:
+            sys.exit(f"{options.manifest}:{number}: '{kind} {' '.join(words)}' is malformed: {error}")
+    try:
+        with options.output.open("wb") as output:
+            archive.write(output, options.mtime)
+    except ManifestError as error:
+        sys.exit(f"{options.manifest}: {error}")
+
+
+if __name__ == "__main__":
+    main()

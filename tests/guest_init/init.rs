@@ -1,0 +1,60 @@
+//! Init of the in-guest tests: runs `/in_guest` (a static test program) as root in a QEMU guest,
+//! prints `GUEST EXIT <code>` and powers off.
+//!
+//! It goes into a small initramfs together with the media's own (for the disk tools);
+//! `tests/guest.rs` puts that together and boots it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+fn main() {
+    let none = MsFlags::empty();
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("efivarfs", "/sys/firmware/efi/efivars"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+    ] {
+        // What fails here (devtmpfs mounted by the kernel, no EFI) fails in the test that needs it.
+        let _ = fs::create_dir_all(target);
+        let _ = mount(Some(kind), target, Some(kind), none, None::<&str>);
+    }
+    // The kernel opened no console for an initramfs without /dev/console: open it now.
+    let console = File::options().read(true).write(true).open("/dev/console");
+    let code = match &console {
+        Ok(console) => run(console),
+        Err(_) => -1,
+    };
+    if let Ok(mut console) = console {
+        let _ = writeln!(console, "\nGUEST EXIT {code}");
+        let _ = console.flush();
+    }
+    nix::unistd::sync();
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+}
+
+/// Runs the tests on the console; -1 when they cannot be started.
+fn run(console: &File) -> i32 {
+    let handle = || console.try_clone().map_or(Stdio::null(), Stdio::from);
+    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    // `guest.filter=NAME`: only tests whose name holds NAME.
+    let filter = words
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("guest.filter="));
+    let status = Command::new("/in_guest")
+        .args(["--test-threads=1"])
+        .args(filter)
+        .env("RUST_BACKTRACE", "1")
+        .env("METAL_ANVIL_IN_GUEST", "1")
+        .stdin(Stdio::null())
+        .stdout(handle())
+        .stderr(handle())
+        .status();
+    status.ok().and_then(|s| s.code()).unwrap_or(-1)
+}

@@ -1,0 +1,172 @@
+//! A whole bed: one namespace, its services, one machine's identity.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::allocation::Allocation;
+use super::disk::Disk;
+use super::guest::{Guest, Machine, Start};
+use super::images::Image;
+use super::netns::{LEAVES, Netns, SERVICE};
+use super::process::Process;
+use super::root;
+use super::services::{self, Helper, IMAGE_PORT};
+use super::standin::Standin;
+
+/// What a bed is made of, before it runs.
+pub struct Plan {
+    name: String,
+    helper: Helper,
+    wait_seconds: f64,
+}
+
+impl Plan {
+    /// What answers for the boot helper.
+    pub fn helper(mut self, helper: Helper) -> Self {
+        self.helper = helper;
+        self
+    }
+
+    /// After how many seconds the stand-in cuts a Wait (60 as the real server, when not told).
+    pub fn wait_seconds(mut self, seconds: f64) -> Self {
+        self.wait_seconds = seconds;
+        self
+    }
+
+    /// Starts everything.
+    pub fn start(self) -> Bed {
+        let dir = root().join("target/e2e").join(&self.name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("create {}: {e}", dir.display()));
+        let token = dir.join("infra-token");
+        fs::write(&token, format!("infra-secret-{}\n", Uuid::new_v4())).expect("write the token");
+        let ns = Netns::create();
+        // A socket path has 107 bytes at most; the clone's own path may be longer.
+        let control = PathBuf::from(format!("/tmp/{}.control", ns.name()));
+        let mut services = vec![
+            services::radvd(&ns, &dir),
+            services::nginx(&ns, &dir, &self.helper),
+        ];
+        services.extend(LEAVES.iter().map(|leaf| services::lldpd(&ns, leaf, &dir)));
+        services.push(services::standin(
+            &ns,
+            &dir,
+            &control,
+            &token,
+            self.wait_seconds,
+        ));
+        if matches!(self.helper, Helper::Real) {
+            services.push(services::metal_boot(&ns, &dir, &token));
+        }
+        Bed {
+            dir,
+            machine: Uuid::new_v4().to_string(),
+            standin: Standin::new(control.clone()),
+            control,
+            services,
+            ns,
+        }
+    }
+}
+
+/// A running bed. Fields drop in order: services first, the namespace last.
+pub struct Bed {
+    /// Files and logs of this test.
+    pub dir: PathBuf,
+    /// The machine's uuid.
+    pub machine: String,
+    /// Orders for the apiserver, and its record.
+    pub standin: Standin,
+    control: PathBuf,
+    services: Vec<Process>,
+    ns: Netns,
+}
+
+impl Bed {
+    /// A bed for the test `name`, with the real boot helper.
+    pub fn plan(name: &str) -> Plan {
+        Plan {
+            name: name.to_owned(),
+            helper: Helper::Real,
+            wait_seconds: 60.0,
+        }
+    }
+
+    /// Offers an image and answers its URL.
+    pub fn publish(&self, name: &str, image: &Image) -> String {
+        image.publish(&self.dir.join("www"), name);
+        format!("http://[{SERVICE}]:{IMAGE_PORT}/{name}/img.tar.lz4")
+    }
+
+    /// The same image's URL at 300 kB/s: time for a power cut in the middle.
+    pub fn slow(&self, url: &str) -> String {
+        url.replacen(
+            &format!(":{IMAGE_PORT}/"),
+            &format!(":{IMAGE_PORT}/slow/"),
+            1,
+        )
+    }
+
+    /// Gives the bed's machine an allocation.
+    pub fn allocate(&self, allocation: &Allocation) {
+        self.standin.allocate(&self.machine, &allocation.0);
+    }
+
+    /// The bed's machine with these disks.
+    pub fn machine(&self, start: Start, disks: Vec<Disk>) -> Machine {
+        Machine::new(&self.dir, &self.machine, start, disks)
+    }
+
+    /// Powers a machine on inside the namespace.
+    pub fn power_on(&self, machine: &Machine) -> Guest {
+        machine.power_on(self.ns.command("qemu-system-x86_64"), &self.dir)
+    }
+
+    /// Runs a program inside the namespace and answers its output.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        services::run_inside(&self.ns, program, arguments)
+    }
+
+    /// What the image server was asked for, one line a request.
+    pub fn downloads(&self) -> String {
+        fs::read_to_string(self.dir.join("nginx-access.log")).unwrap_or_default()
+    }
+
+    /// Writes the stand-in's record into the bed's directory and answers it.
+    pub fn save_record(&self) -> Vec<Value> {
+        let record = self.standin.record();
+        let text = serde_json::to_string_pretty(&record).unwrap_or_default();
+        let _ = fs::write(self.dir.join("record.json"), text);
+        record
+    }
+
+    /// The directory for messages.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for service in &self.services {
+                eprintln!(
+                    "--- {} ({}) ---\n{}",
+                    service.name(),
+                    service.log().display(),
+                    service.tail(25)
+                );
+            }
+        }
+        for service in &mut self.services {
+            service.stop();
+        }
+        let _ = fs::remove_file(&self.control);
+        for leaf in &LEAVES {
+            let _ = fs::remove_file(format!("/tmp/{}-{}.lldp", self.ns.name(), leaf.name));
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The guest's disks: sparse files, some with a pattern on them, compared by hash.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// One MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// How a disk is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bus {
+    /// virtio-blk: /dev/vdX.
+    Virtio,
+    /// AHCI: /dev/sdX.
+    Sata,
+    /// virtio-scsi: /dev/sdX.
+    Scsi,
+    /// NVMe: /dev/nvmeXn1.
+    Nvme,
+}
+
+/// A disk that outlives the power-ons of one test.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The raw image.
+    pub path: PathBuf,
+    /// How the guest sees it.
+    pub bus: Bus,
+}
+
+impl Disk {
+    /// An empty disk of `mib` MiB.
+    pub fn empty(dir: &Path, name: &str, bus: Bus, mib: u64) -> Self {
+        let path = dir.join(format!("{name}.raw"));
+        File::create(&path)
+            .and_then(|file| file.set_len(mib * MIB))
+            .unwrap_or_else(|e| panic!("create {}: {e}", path.display()));
+        Self { path, bus }
+    }
+
+    /// A disk with a pattern at its start, in its middle and at its end: data that must survive, or go.
+    pub fn with_pattern(dir: &Path, name: &str, bus: Bus, mib: u64) -> Self {
+        let disk = Self::empty(dir, name, bus, mib);
+        let block: Vec<u8> = b"DATA OF A TENANT\n"
+            .iter()
+            .copied()
+            .cycle()
+            .take(MIB as usize)
+            .collect();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&disk.path)
+            .expect("own disk");
+        for at in [0, mib / 2 * MIB, (mib - 1) * MIB] {
+            file.write_all_at(&block, at).expect("write the pattern");
+        }
+        disk
+    }
+
+    /// SHA-256 of the whole content, holes read as zeros.
+    pub fn hash(&self) -> String {
+        let mut file = File::open(&self.path).expect("own disk");
+        let mut hasher = Sha256::new();
+        let mut chunk = vec![0u8; MIB as usize];
+        loop {
+            let n = file.read(&mut chunk).expect("read own disk");
+            if n == 0 {
+                break;
+            }
+            hasher.update(&chunk[..n]);
+        }
+        hasher
+            .finalize()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
+    }
+
+    /// True when nothing but zeros is on it.
+    pub fn is_blank(&self) -> bool {
+        let mut file = File::open(&self.path).expect("own disk");
+        let mut chunk = vec![0u8; MIB as usize];
+        loop {
+            let n = file.read(&mut chunk).expect("read own disk");
+            if n == 0 {
+                return true;
+            }
+            if chunk[..n].iter().any(|b| *b != 0) {
+                return false;
+            }
+        }
+    }
+
+    /// True when `needle` is anywhere in the first `limit` bytes.
+    pub fn holds(&self, needle: &[u8], limit: u64) -> bool {
+        let mut file = File::open(&self.path).expect("own disk");
+        let mut data = Vec::new();
+        file.seek(SeekFrom::Start(0)).expect("seek own disk");
+        file.take(limit)
+            .read_to_end(&mut data)
+            .expect("read own disk");
+        data.windows(needle.len()).any(|w| w == needle)
+    }
+
+    /// Overwrites one place, as a fault.
+    pub fn scribble(&self, at: u64, bytes: &[u8]) {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .expect("own disk");
+        file.seek(SeekFrom::Start(at)).expect("seek own disk");
+        file.write_all(bytes).expect("write own disk");
+    }
+}

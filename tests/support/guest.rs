@@ -1,0 +1,376 @@
+//! A QEMU guest: how it is put together, and a handle on the running one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::console::Console;
+use super::disk::{Bus, Disk};
+use super::netns::LEAVES;
+use super::process;
+use super::qmp::Qmp;
+
+/// Debian's OVMF: code, and the empty variable store that is copied for each test.
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// How the ISO is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Media {
+    /// A CD drive on AHCI.
+    SataCd,
+    /// A CD drive on virtio-scsi.
+    ScsiCd,
+    /// A USB CD drive, as BMCs emulate it.
+    UsbCd,
+    /// A USB stick: the same file as a disk.
+    UsbStick,
+}
+
+/// What the machine starts from.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// Kernel and initrd given to the firmware directly: fast, and efivars exist.
+    Direct {
+        /// Linux kernel.
+        kernel: PathBuf,
+        /// Its initramfs.
+        initrd: PathBuf,
+        /// Its command line.
+        append: String,
+    },
+    /// An ISO as a drive.
+    Iso(PathBuf, Media),
+    /// What the firmware finds on the disks.
+    Disks,
+}
+
+/// The machine before power-on. Disks and `vars` are files that outlive it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// SMBIOS UUID, the machine id.
+    pub uuid: String,
+    /// Where to start from.
+    pub start: Start,
+    /// The disks, in order.
+    pub disks: Vec<Disk>,
+    /// The firmware's variables: made from OVMF's empty store when missing.
+    pub vars: PathBuf,
+    /// MiB of memory.
+    pub memory: u32,
+    /// Give the firmware an order: disks first, the medium last. Without, BootOrder rules.
+    pub media_last: bool,
+    /// The two network cards; without, the guest has none.
+    pub network: bool,
+    /// More QEMU arguments.
+    pub extra: Vec<String>,
+    /// Name of the log files (`NAME.console`, `NAME.qemu`).
+    pub name: String,
+    /// Show the console live on stdout behind this prefix.
+    pub show: Option<String>,
+}
+
+impl Machine {
+    /// A machine with files in `dir`.
+    pub fn new(dir: &Path, uuid: &str, start: Start, disks: Vec<Disk>) -> Self {
+        Self {
+            uuid: uuid.to_owned(),
+            start,
+            disks,
+            vars: dir.join("vars.fd"),
+            memory: 1024,
+            media_last: false,
+            network: true,
+            extra: Vec::new(),
+            name: "guest".to_owned(),
+            show: None,
+        }
+    }
+
+    /// The MAC address of network card `number`: from the machine id, so that machines differ.
+    pub fn mac(&self, number: usize) -> String {
+        let hex: Vec<char> = self.uuid.chars().filter(|c| *c != '-').collect();
+        let tail: String = hex[hex.len() - 4..].iter().collect();
+        format!("52:54:00:{}:{}:{number:02x}", &tail[..2], &tail[2..])
+    }
+
+    /// Power-on: runs QEMU by `base` (a command inside the namespace, or QEMU itself).
+    pub fn power_on(&self, mut base: Command, dir: &Path) -> Guest {
+        if !self.vars.exists() {
+            std::fs::copy(OVMF_VARS, &self.vars)
+                .unwrap_or_else(|e| panic!("copy {OVMF_VARS} (package ovmf): {e}"));
+        }
+        // Socket paths are limited to 107 bytes: they live in a short directory of their own.
+        let sockets = tempfile::Builder::new()
+            .prefix("ma-")
+            .tempdir_in("/tmp")
+            .expect("directory for the QMP socket");
+        let qmp_path = sockets.path().join("qmp");
+        self.arguments(&mut base, &qmp_path);
+        let errors = dir.join(format!("{}.qemu", self.name));
+        let stderr = std::fs::File::create(&errors)
+            .unwrap_or_else(|e| panic!("create {}: {e}", errors.display()));
+        base.stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr);
+        let mut child = process::spawn("qemu-system-x86_64", base);
+        let log = dir.join(format!("{}.console", self.name));
+        let output = child.stdout.take().expect("piped stdout");
+        let console = Console::read(output, &log, self.show.clone());
+        let qmp = match Qmp::connect(&qmp_path, Duration::from_secs(20)) {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                process::end(&mut child);
+                panic!("{error}\nQEMU says: {}", process::tail(&errors, 20));
+            }
+        };
+        Guest {
+            name: self.name.clone(),
+            child,
+            console,
+            place: 0,
+            qmp,
+            started: Instant::now(),
+            log,
+            errors,
+            _sockets: sockets,
+        }
+    }
+
+    fn arguments(&self, command: &mut Command, qmp: &Path) {
+        let accel = std::env::var("METAL_ANVIL_ACCEL").unwrap_or_else(|_| "tcg".to_owned());
+        let cpu = if accel == "kvm" { "host" } else { "max" };
+        let mut a = |text: &str| {
+            command.args(text.split_whitespace());
+        };
+        a("-nodefaults -no-user-config -display none -vga std");
+        a(&format!(
+            "-machine q35 -accel {accel} -cpu {cpu} -smp 1 -m {}",
+            self.memory
+        ));
+        a(&format!("-uuid {}", self.uuid));
+        // A reset ends QEMU: the test sees it, and decides what the next power-on looks like.
+        a("-action reboot=shutdown,watchdog=reset");
+        a("-chardev stdio,id=serial,signal=off -serial chardev:serial");
+        a(&format!("-qmp unix:{},server=on,wait=off", qmp.display()));
+        a(&format!(
+            "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
+        ));
+        a(&format!(
+            "-drive if=pflash,format=raw,unit=1,file={}",
+            self.vars.display()
+        ));
+        a("-device virtio-rng-pci");
+        if self.network {
+            for (number, leaf) in LEAVES.iter().enumerate() {
+                let mac = self.mac(number);
+                a(&format!(
+                    "-netdev tap,id=net{number},ifname={},script=no,downscript=no",
+                    leaf.tap
+                ));
+                // No option ROM: OVMF would try to boot from the network.
+                a(&format!(
+                    "-device virtio-net-pci,netdev=net{number},mac={mac},romfile="
+                ));
+            }
+        }
+        if self.disks.iter().any(|d| d.bus == Bus::Scsi)
+            || matches!(self.start, Start::Iso(_, Media::ScsiCd))
+        {
+            a("-device virtio-scsi-pci,id=scsi");
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            a(&format!(
+                "-drive if=none,id=disk{number},format=raw,cache=unsafe,discard=unmap,file={}",
+                disk.path.display()
+            ));
+            let order = if self.media_last {
+                format!(",bootindex={number}")
+            } else {
+                String::new()
+            };
+            a(&match disk.bus {
+                Bus::Virtio => {
+                    format!("-device virtio-blk-pci,drive=disk{number},serial=virt{number}{order}")
+                }
+                Bus::Sata => format!(
+                    "-device ide-hd,bus=ide.{number},drive=disk{number},serial=sata{number}{order}"
+                ),
+                Bus::Scsi => format!(
+                    "-device scsi-hd,bus=scsi.0,drive=disk{number},serial=scsi{number}{order}"
+                ),
+                Bus::Nvme => format!("-device nvme,drive=disk{number},serial=nvme{number}{order}"),
+            });
+        }
+        match &self.start {
+            Start::Disks => {}
+            Start::Direct {
+                kernel,
+                initrd,
+                append,
+            } => {
+                command.arg("-kernel").arg(kernel);
+                command.arg("-initrd").arg(initrd);
+                command.args(["-append", append]);
+            }
+            Start::Iso(iso, media) => {
+                let order = if self.media_last { ",bootindex=9" } else { "" };
+                let kind = if *media == Media::UsbStick {
+                    "disk"
+                } else {
+                    "cdrom"
+                };
+                a(&format!(
+                    "-drive if=none,id=iso,format=raw,readonly=on,media={kind},file={}",
+                    iso.display()
+                ));
+                match media {
+                    Media::SataCd => a(&format!("-device ide-cd,bus=ide.5,drive=iso{order}")),
+                    Media::ScsiCd => a(&format!("-device scsi-cd,bus=scsi.0,drive=iso{order}")),
+                    Media::UsbCd => {
+                        a("-device qemu-xhci,id=xhci -device usb-bot,id=bot,bus=xhci.0");
+                        a(&format!("-device scsi-cd,bus=bot.0,drive=iso{order}"));
+                    }
+                    Media::UsbStick => {
+                        a("-device qemu-xhci,id=xhci");
+                        a(&format!(
+                            "-device usb-storage,bus=xhci.0,removable=on,drive=iso{order}"
+                        ));
+                    }
+                }
+            }
+        }
+        command.args(&self.extra);
+    }
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It asked for a reset.
+    Reset,
+    /// It powered itself off.
+    PowerOff,
+    /// It crashed the firmware's or QEMU's way.
+    Other,
+}
+
+/// A running guest; powered off hard when dropped, with its console shown when the test fails.
+pub struct Guest {
+    name: String,
+    child: Child,
+    console: Console,
+    place: usize,
+    qmp: Qmp,
+    started: Instant,
+    log: PathBuf,
+    errors: PathBuf,
+    _sockets: tempfile::TempDir,
+}
+
+impl Guest {
+    /// Waits for a console line that holds `pattern`, behind all lines waited for before.
+    pub fn wait_for(&mut self, pattern: &str, seconds: u64) -> String {
+        self.wait_for_any(&[pattern], seconds)
+    }
+
+    /// Waits for a console line that holds one of `patterns`.
+    pub fn wait_for_any(&mut self, patterns: &[&str], seconds: u64) -> String {
+        match self
+            .console
+            .find(patterns, self.place, Duration::from_secs(seconds))
+        {
+            Ok((line, place)) => {
+                self.place = place;
+                line
+            }
+            Err(why) => panic!("console: {why}"),
+        }
+    }
+
+    /// Waits until the guest ends by itself.
+    pub fn wait_end(&mut self, seconds: u64) -> End {
+        let limit = Duration::from_secs(seconds);
+        let Some(event) = self.qmp.event("SHUTDOWN", limit) else {
+            panic!("the guest did not end within {limit:?}");
+        };
+        // QEMU ends right after the event; then its files are complete.
+        process::end(&mut self.child);
+        match event["data"]["reason"].as_str() {
+            Some("guest-reset") => End::Reset,
+            Some("guest-shutdown") => End::PowerOff,
+            _ => End::Other,
+        }
+    }
+
+    /// Pulls the plug: no flush, no farewell.
+    pub fn power_cut(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Types into the serial console.
+    pub fn type_in(&mut self, text: &str) {
+        use std::io::Write;
+        if let Some(input) = self.child.stdin.as_mut() {
+            input
+                .write_all(text.as_bytes())
+                .expect("guest's console input");
+            input.flush().expect("guest's console input");
+        }
+    }
+
+    /// Saves what the guest's screen shows as a PPM picture.
+    pub fn screendump(&self, path: &Path) {
+        self.qmp
+            .execute(
+                "screendump",
+                json!({"filename": path.display().to_string()}),
+            )
+            .expect("screendump");
+    }
+
+    /// Saves the guest's memory (ELF), to be searched for secrets.
+    pub fn dump_memory(&self, path: &Path) {
+        self.qmp
+            .execute(
+                "dump-guest-memory",
+                json!({"paging": false, "protocol": format!("file:{}", path.display())}),
+            )
+            .expect("memory dump");
+    }
+
+    /// All console text so far.
+    pub fn text(&self) -> String {
+        self.console.text()
+    }
+
+    /// Time since power-on.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// A power-on's console log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!(
+                "--- console of {} ({}) ---\n{}\n--- QEMU ({}) ---\n{}",
+                self.name,
+                self.log.display(),
+                self.console.tail(120),
+                self.errors.display(),
+                process::tail(&self.errors, 10),
+            );
+        }
+    }
+}

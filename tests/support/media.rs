@@ -1,0 +1,58 @@
+//! The boot media under test, made by the scripts before the tests run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::guest::{Media, Start};
+use super::netns::SERVICE;
+use super::process::run;
+use super::root;
+
+/// What the serial console of a guest is called on kernel command lines.
+pub const CONSOLE: &str = "console=ttyS0,115200n8";
+
+/// The boot helper's base URL.
+pub fn helper_url() -> String {
+    format!("http://[{SERVICE}]:4242")
+}
+
+/// `target/media/NAME`.
+pub fn part(name: &str) -> PathBuf {
+    let path = root().join("target/media").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: scripts/test builds it",
+        path.display()
+    );
+    path
+}
+
+/// Kernel and initrd of the media, started directly, with more words on the command line.
+pub fn direct(more: &str) -> Start {
+    Start::Direct {
+        kernel: part("vmlinuz"),
+        initrd: part("initrd.img"),
+        append: format!("{CONSOLE} {more}"),
+    }
+}
+
+/// The agent started directly, sent to the bed's boot helper.
+pub fn agent() -> Start {
+    direct(&format!("PIXIE_API_URL={}", helper_url()))
+}
+
+/// The ISO with this metal.config, attached as `media`.
+pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
+    let file = dir.join("metal.config");
+    fs::write(&file, config.to_string()).expect("write metal.config");
+    let iso = dir.join("metal-anvil.iso");
+    run(Command::new(root().join("scripts/build-iso"))
+        .arg("--config")
+        .arg(&file)
+        .arg("--output")
+        .arg(&iso));
+    Start::Iso(iso, media)
+}

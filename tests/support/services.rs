@@ -1,0 +1,204 @@
+//! The services behind the guest's network: radvd, two lldpd, nginx, the stand-in, metal-boot.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::allocation::PARTITION;
+use super::netns::{LEAVES, Leaf, Netns, SERVICE};
+use super::process::{Process, run};
+use super::root;
+
+/// How long a service may take until it answers; generous, because tests share two cores.
+const START: Duration = Duration::from_secs(30);
+
+/// Port of the stand-in apiserver.
+pub const APISERVER_PORT: u16 = 8080;
+/// Port of the image server.
+pub const IMAGE_PORT: u16 = 8081;
+/// Port of the boot helper.
+pub const HELPER_PORT: u16 = 4242;
+
+/// What answers on the boot helper's port.
+#[derive(Clone, Debug)]
+pub enum Helper {
+    /// metal-boot.
+    Real,
+    /// Nobody: connections are refused.
+    Absent,
+    /// Always this status and body.
+    Canned(u16, String),
+}
+
+/// Router advertisements on both taps, as in the design: every 3 to 10 s, with RDNSS.
+pub fn radvd(ns: &Netns, dir: &Path) -> Process {
+    let mut config = String::new();
+    for leaf in &LEAVES {
+        config += &format!(
+            "interface {} {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 10; \
+             prefix {}/64 {{ AdvOnLink on; AdvAutonomous on; }}; RDNSS {SERVICE} {{ }}; }};\n",
+            leaf.tap, leaf.prefix
+        );
+    }
+    let file = dir.join("radvd.conf");
+    fs::write(&file, config).expect("write radvd.conf");
+    let mut command = ns.command("radvd");
+    command.args([
+        "--nodaemon",
+        "--debug",
+        "1",
+        "--logmethod",
+        "stderr",
+        "--singleprocess",
+    ]);
+    command.arg("--config").arg(&file);
+    command.arg("--pidfile").arg(dir.join("radvd.pid"));
+    Process::start("radvd", command, dir)
+}
+
+/// One leaf switch as LLDP shows it: its own chassis ID, name, port, bridge and router.
+pub fn lldpd(ns: &Netns, leaf: &Leaf, dir: &Path) -> Process {
+    let name = format!("lldpd-{}", leaf.name);
+    let file = dir.join(format!("{name}.conf"));
+    let Leaf {
+        tap,
+        name: host,
+        port,
+        ..
+    } = leaf;
+    fs::write(
+        &file,
+        format!(
+            "configure system hostname {host}\n\
+             configure system description \"test switch\"\n\
+             configure system capabilities enabled bridge,router\n\
+             configure ports {tap} lldp portidsubtype local {port}\n\
+             configure ports {tap} lldp portdescription \"port {port} of {host}\"\n\
+             configure lldp tx-interval 3\n"
+        ),
+    )
+    .expect("write the lldpd configuration");
+    let mut command = ns.command("lldpd");
+    // -C: the chassis ID is the tap's own MAC. Sockets have short names (107 bytes at most).
+    command.args(["-d", "-I", tap, "-C", tap, "-O"]).arg(&file);
+    command
+        .arg("-u")
+        .arg(format!("/tmp/{}-{host}.lldp", ns.name()));
+    Process::start(&name, command, dir)
+}
+
+/// The image server, and what else answers HTTP by a file.
+pub fn nginx(ns: &Netns, dir: &Path, helper: &Helper) -> Process {
+    let www = dir.join("www");
+    fs::create_dir_all(&www).expect("create www");
+    let www = www.display();
+    let d = dir.display();
+    let mut servers = format!(
+        "server {{ listen [{SERVICE}]:{IMAGE_PORT}; root {www}; \
+         location /slow/ {{ alias {www}/; limit_rate 300k; }} }}\n"
+    );
+    if let Helper::Canned(status, body) = helper {
+        fs::write(dir.join("helper-body"), body).expect("write the canned answer");
+        servers += &format!(
+            "server {{ listen [{SERVICE}]:{HELPER_PORT}; default_type application/json; root {d}; \
+             error_page 599 ={status} /helper-body; location / {{ return 599; }} \
+             location = /helper-body {{ }} }}\n"
+        );
+    }
+    let file = dir.join("nginx.conf");
+    fs::write(
+        &file,
+        format!(
+            "daemon off; master_process off; user root; pid {d}/nginx.pid; error_log stderr notice;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{ access_log {d}/nginx-access.log; client_body_temp_path {d}/nginx-tmp;\n\
+             proxy_temp_path {d}/nginx-tmp; fastcgi_temp_path {d}/nginx-tmp;\n\
+             uwsgi_temp_path {d}/nginx-tmp; scgi_temp_path {d}/nginx-tmp;\n{servers}}}\n"
+        ),
+    )
+    .expect("write nginx.conf");
+    let mut command = ns.command("nginx");
+    command
+        .arg("-c")
+        .arg(&file)
+        .arg("-p")
+        .arg(dir)
+        .args(["-e", "stderr"]);
+    let mut process = Process::start("nginx", command, dir);
+    process.wait_until("listening", START, || listening(ns, IMAGE_PORT));
+    process
+}
+
+/// The stand-in apiserver, in the virtual environment that `scripts/test` made.
+pub fn standin(ns: &Netns, dir: &Path, control: &Path, token: &Path, wait_seconds: f64) -> Process {
+    let python = root().join("target/venv/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: scripts/test makes it",
+        python.display()
+    );
+    let mut command = ns.command(python);
+    command
+        .arg("-B")
+        .arg(root().join("tests/apiserver/server.py"));
+    command.args(["--listen", &format!("[{SERVICE}]:{APISERVER_PORT}")]);
+    command.arg("--control").arg(control);
+    command.arg("--infra-token-file").arg(token);
+    command.args([
+        "--partition",
+        PARTITION,
+        "--wait-seconds",
+        &wait_seconds.to_string(),
+    ]);
+    for leaf in &LEAVES {
+        command.args(["--switch", leaf.name]);
+    }
+    let mut process = Process::start("apiserver", command, dir);
+    process.wait_until("listening", START, || {
+        UnixStream::connect(control).is_ok() && listening(ns, APISERVER_PORT)
+    });
+    process
+}
+
+/// The boot helper under test.
+pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path) -> Process {
+    let program = root().join("target/x86_64-unknown-linux-gnu/release/metal-boot");
+    assert!(
+        program.exists(),
+        "{} is missing: scripts/test builds it",
+        program.display()
+    );
+    let mut command = ns.command(program);
+    command.args(["--listen", &format!("[{SERVICE}]:{HELPER_PORT}")]);
+    command.args([
+        "--apiserver-url",
+        &format!("http://[{SERVICE}]:{APISERVER_PORT}"),
+    ]);
+    command.arg("--token-file").arg(token);
+    command.args(["--partition", PARTITION]);
+    let mut process = Process::start("metal-boot", command, dir);
+    process.wait_until("listening", START, || listening(ns, HELPER_PORT));
+    process
+}
+
+/// Does something listen on this port of the service address? Asked of the kernel's table.
+fn listening(ns: &Netns, port: u16) -> bool {
+    let filter = format!("sport = :{port}");
+    !run(ns
+        .command("ss")
+        .args(["-6", "-H", "-l", "-t", "-n", &filter]))
+    .trim()
+    .is_empty()
+}
+
+/// Is the port of the service address reachable from this process (no namespace)? Never, in a test.
+pub fn reachable_from_outside(port: u16) -> bool {
+    TcpStream::connect((SERVICE, port)).is_ok()
+}
+
+/// Runs a program to its end inside the namespace.
+pub fn run_inside(ns: &Netns, program: &str, arguments: &[&str]) -> String {
+    run(ns.command(program).args(arguments))
+}
