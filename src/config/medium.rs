@@ -1,0 +1,171 @@
+//! The boot medium: which block device it is, and the `metal.config` on it.
+//!
+//! Told by its ISO 9660 volume id, not by its name: the same file is a CD on one BMC and
+//! a USB disk on the next. Whatever carries it is never in a wipe's scope.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use thiserror::Error;
+
+use super::file::MAX_BYTES;
+
+/// Where `metal.config` stands on the medium.
+const CONFIG: &str = "boot/metal.config";
+
+/// A USB CD behind a BMC takes seconds to appear; virtual media over a WAN more.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Nothing tells a process without udev about block devices except a netlink socket that
+/// has to be open before they appear; looking again this often costs less than that.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// ECMA-119 §8.4: the primary volume descriptor is sector 16; its identifier "CD001" stands
+/// at byte 1 and the volume identifier, 32 bytes padded with blanks, at byte 40.
+const DESCRIPTOR: u64 = 16 * 2048;
+
+/// Why the medium or its `metal.config` could not be read.
+#[derive(Debug, Error)]
+pub enum MediumError {
+    #[error(
+        "no block device with the volume id {label:?} appeared within {} s; is the virtual medium still connected?",
+        PATIENCE.as_secs()
+    )]
+    Missing { label: String },
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+/// The medium that this boot came from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Medium {
+    /// Kernel names that carry it: the disk and, on a USB stick, the partition too.
+    pub names: Vec<String>,
+    /// The bytes of `boot/metal.config`; `None` when it has none.
+    pub config: Option<Vec<u8>>,
+}
+
+/// Waits for the medium with the given volume id and reads its `metal.config`.
+///
+/// # Errors
+/// When it does not appear in time, or cannot be mounted or read.
+pub fn read(sys: &Path, dev: &Path, label: &str, mountpoint: &Path) -> Result<Medium, MediumError> {
+    let deadline = Instant::now() + PATIENCE;
+    let names = loop {
+        let names = carriers(sys, dev, label);
+        if !names.is_empty() {
+            break names;
+        }
+        if Instant::now() > deadline {
+            return Err(MediumError::Missing {
+                label: label.to_owned(),
+            });
+        }
+        std::thread::sleep(LOOK_EVERY);
+    };
+    let device = dev.join(&names[0]);
+    let config = read_config(&device, mountpoint)?;
+    Ok(Medium { names, config })
+}
+
+/// Kernel names of the block devices that carry an ISO 9660 volume with this id.
+fn carriers(sys: &Path, dev: &Path, label: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(sys.join("class/block")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !name.starts_with("ram") && !name.starts_with("loop"))
+        .filter(|name| {
+            File::open(dev.join(name))
+                .is_ok_and(|device| volume_id(&device).is_ok_and(|id| id == label))
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// The volume id of an ISO 9660 image.
+fn volume_id(device: &File) -> io::Result<String> {
+    let mut sector = [0; 2048];
+    device.read_exact_at(&mut sector, DESCRIPTOR)?;
+    if sector[0] != 1 || &sector[1..6] != b"CD001" {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(String::from_utf8_lossy(&sector[40..72])
+        .trim_end()
+        .to_owned())
+}
+
+fn read_config(device: &Path, mountpoint: &Path) -> Result<Option<Vec<u8>>, MediumError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| MediumError::Io {
+            action,
+            path,
+            source,
+        }
+    };
+    fs::create_dir_all(mountpoint).map_err(failed("create", mountpoint))?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID;
+    mount(
+        Some(device),
+        mountpoint,
+        Some("iso9660"),
+        flags,
+        None::<&str>,
+    )
+    .map_err(|errno| failed("mount", device)(errno.into()))?;
+    let path = mountpoint.join(CONFIG);
+    let content = match File::open(&path) {
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            // One byte over the limit, so that the parser sees that it is too long.
+            file.take(MAX_BYTES as u64 + 1)
+                .read_to_end(&mut bytes)
+                .map(|_| Some(bytes))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    // The medium is not needed again: a BMC may take it away from here on.
+    umount2(mountpoint, MntFlags::MNT_DETACH)
+        .map_err(|errno| failed("unmount", mountpoint)(errno.into()))?;
+    content.map_err(failed("read", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_medium_is_told_by_its_volume_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sys, dev) = (dir.path().join("sys"), dir.path().join("dev"));
+        for name in ["sda", "sda1", "sr0", "sdb"] {
+            fs::create_dir_all(sys.join("class/block").join(name)).unwrap();
+        }
+        fs::create_dir_all(&dev).unwrap();
+        let mut image = vec![0; DESCRIPTOR as usize + 2048];
+        let at = DESCRIPTOR as usize;
+        image[at] = 1;
+        image[at + 1..at + 6].copy_from_slice(b"CD001");
+        image[at + 40..at + 72].fill(b' ');
+        image[at + 40..at + 52].copy_from_slice(b"METAL-HAMMER");
+        for name in ["sda", "sda1"] {
+            fs::write(dev.join(name), &image).unwrap();
+        }
+        fs::write(dev.join("sdb"), vec![0; image.len()]).unwrap();
+        fs::write(dev.join("sr0"), b"short").unwrap();
+        assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sda", "sda1"]);
+        assert!(carriers(&sys, &dev, "OTHER").is_empty());
+    }
+}

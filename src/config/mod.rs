@@ -1,0 +1,13 @@
+//! Settings: defaults < boot helper's answer < `metal.config` < kernel command line.
+//!
+//! Every source is read into a [`Layer`], and one function, [`Settings::from_layers`],
+//! holds the precedence rule. Each value remembers where it came from.
+
+pub mod cmdline;
+pub mod file;
+pub mod layer;
+pub mod medium;
+mod settings;
+
+pub use layer::{Layer, OsInstaller, Policy};
+pub use settings::{Settings, Source, Sourced};

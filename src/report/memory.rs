@@ -1,0 +1,32 @@
+//! The agent's own memory, for the figure at the end of a boot.
+
+use std::fs;
+use std::path::Path;
+
+/// Peak resident memory of this process in bytes, from `VmHWM` of `/proc/self/status`.
+#[must_use]
+pub fn peak_rss(proc: &Path) -> Option<u64> {
+    parse_peak(&fs::read_to_string(proc.join("self/status")).ok()?)
+}
+
+fn parse_peak(status: &str) -> Option<u64> {
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_read_in_bytes() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1024 kB\n";
+        assert_eq!(parse_peak(status), Some(2048 * 1024));
+        assert_eq!(parse_peak("VmRSS:\t 1024 kB\n"), None);
+        assert_eq!(parse_peak("VmHWM:\t many kB\n"), None);
+        assert!(peak_rss(Path::new("/proc")).is_some_and(|bytes| bytes > 0));
+    }
+}

@@ -1,0 +1,19 @@
+//! Disks: found, sorted into what may be erased, wiped, laid out, mounted.
+//!
+//! The way through, each step taking what the one before returned:
+//! [`disks::discover`] → [`eligible::erasable`] → [`scope::disks_in_scope`] →
+//! [`wipe::wipe`] → [`plan::plan`] → [`apply::apply`] → [`target::Target`].
+//! Nothing below writes to a disk that is not in a [`scope::ScopedDisks`].
+
+pub mod device;
+pub mod disks;
+pub mod eligible;
+pub mod old_table;
+pub mod scope;
+pub mod signatures;
+pub mod superblock;
+pub mod tools;
+pub mod wipe;
+
+#[cfg(test)]
+mod testing;
