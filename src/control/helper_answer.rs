@@ -174,7 +174,7 @@ mod text {
 }
 
 /// An optional secret; an empty one is none. Its value stands in no error.
-pub(super) mod secret_text {
+pub(crate) mod secret_text {
     use secrecy::{ExposeSecret, SecretString};
 
     use super::{Deserialize, Deserializer, Serialize, Serializer};

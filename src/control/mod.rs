@@ -21,6 +21,8 @@ mod waiting;
 #[cfg(test)]
 mod apiserver_tests;
 #[cfg(test)]
+mod boot_helper_client_tests;
+#[cfg(test)]
 pub(crate) mod stand_in;
 #[cfg(test)]
 mod waiting_tests;

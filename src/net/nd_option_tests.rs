@@ -69,7 +69,8 @@ fn search_lists() {
 #[test]
 fn bad_search_lists() {
     let too_long = [&[63][..], &[b'a'; 63]].concat().repeat(4);
-    let table: [(&[u8], Error); 9] = [
+    let long_label = [&[64][..], &[b'a'; 64], &[0]].concat();
+    let table: [(&[u8], Error); 10] = [
         (b"\x04a b.\x00", Error::Character),
         (b"\x03a\nb\x00", Error::Character),
         (b"\x02-a\x00", Error::Character),
@@ -80,6 +81,7 @@ fn bad_search_lists() {
         (b"\xc0\x0cxxxxxx", Error::Label),
         (b"\x3fabc\x00", Error::Label),
         (b"\x01a\x00\x00\x01b\x00", Error::Padding(5)),
+        (&long_label, Error::Label),
         (&too_long, Error::NameTooLong),
     ];
     for (names, expected) in table {

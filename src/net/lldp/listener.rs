@@ -225,3 +225,108 @@ fn describe(link: &str, frame: &Frame) -> String {
 fn is_down(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NetworkDown
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::mac::MacAddress;
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+    use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+
+    /// An index that no device has: the socket cannot be opened, the frames come from the
+    /// test.
+    const INDEX: u32 = 0x7fff_0000;
+
+    fn table() -> Table {
+        let mut message = LinkMessage::default();
+        message.header.index = INDEX;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes = vec![
+            LinkAttribute::IfName("eth0".to_owned()),
+            LinkAttribute::Address(vec![0x52, 0x54, 0, 0, 0, 1]),
+        ];
+        let mut table = Table::default();
+        table.apply(&RouteNetlinkMessage::NewLink(message), |_| true);
+        table
+    }
+
+    fn listener(links: &watch::Sender<Table>) -> Listener {
+        let identity = Identity {
+            system_name: "leaf01".to_owned(),
+            program: "metal-anvil 0.1.0".to_owned(),
+        };
+        Listener::start(links.subscribe(), identity)
+    }
+
+    fn from_switch(source: MacAddress) -> Vec<u8> {
+        let mut bytes = build::frame(&Announcement {
+            mac: source,
+            port_description: "swp1",
+            system_name: "leaf01",
+            system_description: "",
+            ttl: 120,
+        });
+        // Our own frames say `station`: make it `bridge`.
+        let capabilities = bytes
+            .windows(6)
+            .position(|w| w == [14, 4, 0, 0x80, 0, 0x80]);
+        let at = capabilities.unwrap() + 2;
+        bytes[at..at + 4].copy_from_slice(&[0, 4, 0, 4]);
+        bytes
+    }
+
+    fn requirement(timeout: Duration) -> Requirement {
+        Requirement {
+            interfaces: 1,
+            chassis: 1,
+            timeout,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_waiter_wakes_when_the_switch_speaks() {
+        let links = watch::Sender::new(table());
+        let listener = listener(&links);
+        let shared = listener.shared.clone();
+        let (waited, ()) = tokio::join!(
+            listener.wait_for(requirement(Duration::from_secs(60))),
+            async move {
+                let own = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
+                shared.received(INDEX, &from_switch(own));
+                assert_eq!(shared.switches(), [], "our own frame");
+                shared.received(INDEX, &from_switch(MacAddress([2, 0, 0, 0, 0, 9])));
+            }
+        );
+        let switches = waited.unwrap();
+        assert_eq!(switches.len(), 1);
+        assert_eq!(switches[0].interface, "eth0");
+        assert_eq!(switches[0].to_nic().hostname, "leaf01");
+    }
+
+    #[tokio::test]
+    async fn an_unmet_requirement_is_a_report_and_none_is_at_once() {
+        let links = watch::Sender::new(table());
+        let listener = listener(&links);
+        assert_eq!(listener.wait_for(Requirement::NONE).await.unwrap(), []);
+        let short = requirement(Duration::from_millis(10));
+        let error = listener.wait_for(short).await.unwrap_err().to_string();
+        assert!(error.contains("0 of 1 interfaces"), "{error}");
+        assert!(error.contains("\n  eth0 52:54:00:00:00:01: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_announcement_says_who_and_what() {
+        let links = watch::Sender::new(table());
+        let listener = listener(&links);
+        listener.set_status("waiting for an allocation");
+        let bytes = listener.shared.announcement(INDEX).unwrap();
+        let frame = frame::parse(&bytes).unwrap();
+        assert_eq!(frame.system_name, "leaf01");
+        assert_eq!(frame.port_description, "eth0");
+        assert_eq!(
+            frame.system_description,
+            "metal-anvil 0.1.0, no address, waiting for an allocation for 0 s"
+        );
+        assert_eq!(listener.shared.announcement(1), None);
+    }
+}

@@ -1,0 +1,355 @@
+//! metal-boot as a machine sees it, in front of a stand-in for the apiserver.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use url::Url;
+use uuid::Uuid;
+
+use super::mint::Minter;
+use super::server;
+use crate::control::HelperAnswer;
+use crate::control::boot_helper_client;
+use crate::control::connect::Connect;
+use crate::control::http::{self, Trust};
+use crate::control::stand_in::{Act, Seen, StandIn, json, refuse, response};
+
+const MACHINE: &str = "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10";
+const MINTED: &str = r#"{"token":{"uuid":"x"},"secret":"machine-s3cret"}"#;
+
+/// metal-boot on `[::1]`, its token file, and the apiserver behind it.
+struct Bed {
+    apiserver: StandIn,
+    token_file: tempfile::NamedTempFile,
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Bed {
+    async fn start(act: impl Fn(&Seen, usize) -> Act + Send + Sync + 'static) -> Self {
+        let apiserver = StandIn::start(act).await;
+        let mut token_file = tempfile::NamedTempFile::new().unwrap();
+        token_file.write_all(b"infra-s3cret\n").unwrap();
+        let client = http::control_client(Trust::Public).unwrap();
+        let minter = Minter::new(
+            Connect::new(client, &apiserver.url).unwrap(),
+            token_file.path().into(),
+            "metal-hammer".into(),
+            Duration::from_secs(259_200),
+        )
+        .with_budget(Duration::from_millis(300));
+        let template = HelperAnswer {
+            metal_apiserver_url: Some("https://api.example.org".into()),
+            partition: Some("fra-equ01".into()),
+            ..HelperAnswer::default()
+        };
+        let listener = TcpListener::bind("[::1]:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(server::serve(listener, template, minter, stopped));
+        Self {
+            apiserver,
+            token_file,
+            address,
+            stop,
+            serving,
+        }
+    }
+
+    /// One request as written here; the whole response as text.
+    async fn ask(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n"))
+            .await
+    }
+
+    async fn config(&self) -> String {
+        self.get(&format!("/config/{MACHINE}")).await
+    }
+}
+
+#[tokio::test]
+async fn a_machine_gets_its_configuration() {
+    let bed = Bed::start(|_, _| json(200, MINTED)).await;
+    let base = Url::parse(&format!("http://{}", bed.address)).unwrap();
+    let client = http::control_client(Trust::Public).unwrap();
+    let machine: Uuid = MACHINE.parse().unwrap();
+    let answer = boot_helper_client::fetch(&client, &base, machine, None)
+        .await
+        .unwrap();
+    assert_eq!(answer.partition.as_deref(), Some("fra-equ01"));
+    assert_eq!(
+        answer.require_apiserver_url(&base).unwrap().as_str(),
+        "https://api.example.org/"
+    );
+    assert_eq!(
+        answer.require_token(&base).unwrap().expose_secret(),
+        "machine-s3cret"
+    );
+    let seen = &bed.apiserver.seen()[0];
+    let head = seen.head.to_ascii_lowercase();
+    assert!(head.starts_with("post /metalstack.infra.v2.bootservice/machinetoken "));
+    assert!(head.contains("\r\nauthorization: bearer infra-s3cret\r\n"));
+    let expected =
+        serde_json::json!({"uuid": MACHINE, "user": "metal-hammer", "expires": "259200s"});
+    assert_eq!(seen.json(), expected);
+
+    let raw = bed.config().await.to_ascii_lowercase();
+    assert!(raw.starts_with("http/1.1 200 "), "{raw}");
+    for line in [
+        "\r\ncache-control: no-store\r\n",
+        "\r\ncontent-type: application/json\r\n",
+        "\r\nconnection: close\r\n",
+    ] {
+        assert!(raw.contains(line), "{line:?} in {raw}");
+    }
+}
+
+#[tokio::test]
+async fn older_apiservers_are_asked_in_their_own_way() {
+    let unknown: [fn() -> Act; 3] = [
+        || refuse(501, "unimplemented", "no such method"),
+        || {
+            let headers = "content-type: text/plain\r\n";
+            Act::Raw(response(404, headers, b"404 page not found\n"))
+        },
+        || refuse(404, "unimplemented", "no such method"),
+    ];
+    for act in unknown {
+        let bed = Bed::start(move |seen, _| match seen.name() {
+            "MachineToken" => act(),
+            _ => json(200, MINTED),
+        })
+        .await;
+        assert!(bed.config().await.contains("machine-s3cret"));
+        let seen = bed.apiserver.seen();
+        assert_eq!(bed.apiserver.names(), ["MachineToken", "Create"]);
+        assert!(
+            seen[1]
+                .head
+                .starts_with("POST /metalstack.api.v2.TokenService/Create ")
+        );
+        let expected = serde_json::json!({
+            "description": format!("machine token for {MACHINE}"),
+            "expires": "259200s",
+            "machineRoles": {MACHINE: "MACHINE_ROLE_EDITOR"},
+        });
+        assert_eq!(seen[1].json(), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_new_token_in_the_file_is_used_at_once() {
+    let bed = Bed::start(|seen, _| {
+        if seen.head.contains("Bearer rotated") {
+            json(200, MINTED)
+        } else {
+            refuse(401, "unauthenticated", "expired")
+        }
+    })
+    .await;
+    let refused = bed.config().await;
+    assert!(refused.starts_with("HTTP/1.1 502 "), "{refused}");
+    assert!(refused.contains("the boot helper's own token"), "{refused}");
+    std::fs::write(bed.token_file.path(), " rotated \n").unwrap();
+    assert!(bed.config().await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn each_failure_has_its_status() {
+    type Case = (fn() -> Act, &'static str, &'static str);
+    let cases: [Case; 6] = [
+        (|| refuse(503, "unavailable", "starting"), "503", "starting"),
+        (|| Act::Raw(Vec::new()), "503", "broke off"),
+        (|| Act::Raw(response(502, "", b"")), "503", "HTTP 502"),
+        (
+            || refuse(403, "permission_denied", "machine roles"),
+            "502",
+            "permission_denied: machine roles",
+        ),
+        (|| json(200, r#"{"token":{}}"#), "502", "without a secret"),
+        (
+            || json(200, r#"{"secret":["machine-s3cret"]}"#),
+            "502",
+            "expected text where a secret stands",
+        ),
+    ];
+    for (act, status, reason) in cases {
+        let bed = Bed::start(move |_, _| act()).await;
+        let answer = bed.config().await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        assert!(answer.contains(reason), "{reason}: {answer}");
+        assert!(!answer.contains("s3cret"), "{answer}");
+        let told_to_wait = answer.contains("\r\nretry-after: 5\r\n");
+        assert_eq!(told_to_wait, status == "503", "{answer}");
+        assert!(answer.contains("\r\ncache-control: no-store\r\n"));
+        assert_eq!(bed.apiserver.names()[0], "MachineToken");
+        assert!(!bed.apiserver.names().contains(&"Create".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_missing_token_file_is_the_helpers_fault() {
+    let bed = Bed::start(|_, _| json(200, MINTED)).await;
+    for text in ["", " \n"] {
+        std::fs::write(bed.token_file.path(), text).unwrap();
+        let answer = bed.config().await;
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.contains("it is empty"), "{answer}");
+    }
+    std::fs::remove_file(bed.token_file.path()).unwrap();
+    let answer = bed.config().await;
+    assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    assert!(bed.apiserver.seen().is_empty());
+}
+
+#[tokio::test]
+async fn everything_else_is_refused_without_asking_the_apiserver() {
+    let bed = Bed::start(|_, _| json(200, MINTED)).await;
+    let upper = format!("/config/{}", MACHINE.to_uppercase());
+    for (path, status) in [
+        ("/", "404"),
+        ("/config", "404"),
+        ("/config/", "404"),
+        ("/config/a/b", "404"),
+        ("/boot.ipxe?uuid=a&mac=b", "404"),
+        ("/config/x", "400"),
+        ("/config/..%2f..%2fetc", "400"),
+        ("/config/%ff", "400"),
+        (&upper, "400"),
+        ("/config/00000000-0000-0000-0000-000000000000", "400"),
+    ] {
+        let answer = bed.get(path).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path}: {answer}"
+        );
+        assert!(answer.contains("{\"error\":"), "{path}: {answer}");
+    }
+    for method in ["HEAD", "POST", "PUT", "DELETE"] {
+        let answer = bed
+            .ask(&format!(
+                "{method} /config/{MACHINE} HTTP/1.1\r\nhost: h\r\n\r\n"
+            ))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
+        assert!(answer.contains("\r\nallow: GET\r\n"), "{answer}");
+    }
+    assert!(bed.apiserver.seen().is_empty());
+}
+
+#[tokio::test]
+async fn it_stops_when_told() {
+    let bed = Bed::start(|_, _| json(200, MINTED)).await;
+    assert!(bed.config().await.starts_with("HTTP/1.1 200 "));
+    bed.stop.send_replace(true);
+    let stopped = tokio::time::timeout(Duration::from_secs(10), bed.serving).await;
+    stopped.expect("ends").unwrap().unwrap();
+    assert!(TcpStream::connect(bed.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let inner = TcpListener::bind("[::1]:0").await.unwrap();
+    let address = inner.local_addr().unwrap();
+    let lifetime = Duration::from_millis(100);
+    let bounded = super::listener::Bounded::new(inner, 1, lifetime);
+    let service = axum::Router::new().into_make_service();
+    let serving = tokio::spawn(axum::serve(bounded, service).into_future());
+    // Only one connection is allowed: the second is served once the first was thrown out.
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET / HT").await.unwrap();
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second
+        .write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    let begin = std::time::Instant::now();
+    second.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert!(begin.elapsed() >= lifetime / 2, "{:?}", begin.elapsed());
+    let mut rest = Vec::new();
+    // Closed or reset, but over.
+    let _ = idle.read_to_end(&mut rest).await;
+    assert!(!String::from_utf8_lossy(&rest).contains("200"));
+    serving.abort();
+}
+
+/// Collects what would be logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_log_line_holds_a_secret() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    // Everything of this test runs on this thread.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    // While there is only one subscriber, tracing lets whichever thread comes first decide
+    // whether a line is wanted, and the other tests want none. A second one ends that.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let bed = Bed::start(|seen, nth| match (seen.name(), nth) {
+        ("MachineToken", 0) => refuse(503, "unavailable", "once"),
+        ("MachineToken", 1) => refuse(501, "unimplemented", "no"),
+        ("MachineToken", 2) => refuse(401, "unauthenticated", "expired"),
+        _ => json(200, MINTED),
+    })
+    .await;
+    let base = Url::parse(&format!("http://{}", bed.address)).unwrap();
+    let client = http::control_client(Trust::Public).unwrap();
+    let machine: Uuid = MACHINE.parse().unwrap();
+    let ticket = SecretString::from("ticket-s3cret");
+    let answer = boot_helper_client::fetch(&client, &base, machine, Some(&ticket))
+        .await
+        .unwrap();
+    assert!(bed.config().await.starts_with("HTTP/1.1 502 "));
+    bed.get("/config/machine-x").await;
+    tracing::info!("{answer:?}");
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for expected in [
+        "token given",
+        "trying again",
+        "TokenService/Create",
+        "the boot helper's own token",
+        "machine machine-x: 400",
+        MACHINE,
+        "[::1]:",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is missing in {text}");
+    }
+    assert!(!text.contains("s3cret"), "{text}");
+}

@@ -1,0 +1,473 @@
+//! The unpacker: from tar members to files, directories, links and devices.
+//!
+//! Every parent directory is looked up by the kernel below the target root with links
+//! that leave the root refused ([`super::root::Links::Refuse`]); the last component of a
+//! name is never followed. What was there before is removed first.
+
+use std::fs::File;
+use std::io::{self, BufRead, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, makedev,
+    mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, syncfs, unlinkat};
+
+use super::archive::{Archive, Entry, Kind, MAX_PATH, shown};
+use super::error::Error;
+use super::pipe::Stop;
+use super::root::{Links, RootDir, create_new};
+use super::xattr;
+
+/// More files than any image has; a bound on what hostile input can make us do.
+const MAX_ENTRIES: u64 = 10_000_000;
+/// `NAME_MAX` of `linux/limits.h`.
+const MAX_NAME: usize = 255;
+/// Memory for directories whose times are set at the end. Directories beyond it keep the
+/// time of the install.
+const MAX_DEFERRED: usize = 24 * 1024 * 1024;
+
+/// Counters that the progress display reads while the work goes on.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub bytes: AtomicU64,
+    pub entries: AtomicU64,
+}
+
+/// Unpacks the whole stream below `root` and flushes every file system written to.
+///
+/// # Errors
+/// A damaged archive, a refused entry, or a failed system call.
+pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Result<(), Stop> {
+    let mut archive = Archive::new(source);
+    let mut unpacker = Unpacker {
+        root,
+        parent: None,
+        file_systems: Vec::new(),
+        directories: Vec::new(),
+        deferred: 0,
+    };
+    while let Some(entry) = archive.next_entry()? {
+        if counters.entries.fetch_add(1, Ordering::Relaxed) >= MAX_ENTRIES {
+            return Err(refused(
+                &entry.path,
+                format!("more than {MAX_ENTRIES} entries"),
+            ));
+        }
+        unpacker.entry(&mut archive, entry)?;
+        counters.bytes.store(archive.position(), Ordering::Relaxed);
+    }
+    counters.bytes.store(archive.position(), Ordering::Relaxed);
+    unpacker.finish()
+}
+
+struct Unpacker<'a> {
+    root: &'a RootDir,
+    /// The directory used last: entries come directory by directory.
+    parent: Option<(PathBuf, Rc<OwnedFd>)>,
+    /// One descriptor on each file system written to, for the flush at the end.
+    file_systems: Vec<(u64, Rc<OwnedFd>)>,
+    directories: Vec<Deferred>,
+    deferred: usize,
+}
+
+/// What can be set on a directory only after all that goes into it.
+struct Deferred {
+    path: PathBuf,
+    mtime: (i64, u32),
+    /// A default ACL would be inherited by what is unpacked after it.
+    default_acl: Option<Vec<u8>>,
+}
+
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+impl Unpacker<'_> {
+    fn entry<R: BufRead>(&mut self, archive: &mut Archive<R>, entry: Entry) -> Result<(), Stop> {
+        let path = clean(&entry.path).map_err(|reason| refused(&entry.path, reason))?;
+        let Some(name) = path.file_name().map(PathBuf::from) else {
+            if entry.kind != Kind::Directory {
+                return Err(refused(
+                    &entry.path,
+                    "the root itself as something else than a directory",
+                ));
+            }
+            let top = PathBuf::from(".");
+            let parent = self.parent_of(Path::new(""), &entry)?;
+            return self.directory(&parent, &top, path, entry);
+        };
+        let parent = self.parent_of(path.parent().unwrap_or(Path::new("")), &entry)?;
+        match &entry.kind {
+            Kind::Directory => {
+                match mkdirat(&*parent, &name, Mode::from_bits_truncate(0o700)) {
+                    Ok(()) => {}
+                    Err(Errno::EEXIST) => self.keep_directory(&parent, &name, &entry)?,
+                    Err(errno) => return Err(failed(&entry, "mkdir", errno)),
+                }
+                self.directory(&parent, &name, path, entry)
+            }
+            Kind::File { size, parts } => {
+                let fd = self.replacing(&parent, &name, &entry, "open", || {
+                    create_new(parent.as_fd(), &name)
+                })?;
+                let mut file = File::from(fd);
+                write_content(archive, &mut file, *size, parts, &entry)?;
+                file_metadata(&file, &entry)
+            }
+            Kind::HardLink(target) => self.hard_link(&parent, &name, target, &path, &entry),
+            Kind::Symlink(target) => {
+                if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
+                    return Err(refused(
+                        &entry.path,
+                        "a symbolic link with an impossible target",
+                    ));
+                }
+                let target = Path::new(std::ffi::OsStr::from_bytes(target));
+                self.replacing(&parent, &name, &entry, "symlink", || {
+                    symlinkat(target, &*parent, &name)
+                })?;
+                node_metadata(&parent, &name, &entry, false)
+            }
+            Kind::Char(major, minor) => {
+                let device = makedev(u64::from(*major), u64::from(*minor));
+                self.node(&parent, &name, SFlag::S_IFCHR, device, &entry)
+            }
+            Kind::Block(major, minor) => {
+                let device = makedev(u64::from(*major), u64::from(*minor));
+                self.node(&parent, &name, SFlag::S_IFBLK, device, &entry)
+            }
+            Kind::Fifo => self.node(&parent, &name, SFlag::S_IFIFO, 0, &entry),
+        }
+    }
+
+    /// The opened parent directory; made when the archive does not list it.
+    fn parent_of(&mut self, path: &Path, entry: &Entry) -> Result<Rc<OwnedFd>, Stop> {
+        if let Some((known, fd)) = &self.parent
+            && known == path
+        {
+            return Ok(Rc::clone(fd));
+        }
+        let fd = self
+            .root
+            .make_dirs(path, Links::Refuse)
+            .map_err(|errno| match errno {
+                Errno::EXDEV => refused(
+                    &entry.path,
+                    "its directory leaves the root through a symbolic link",
+                ),
+                Errno::ELOOP => refused(&entry.path, "its directory is a loop of symbolic links"),
+                Errno::ENOTDIR => refused(&entry.path, "its directory is a file"),
+                errno => failed(entry, "opening its directory", errno),
+            })?;
+        let fd = Rc::new(fd);
+        let device = fstat(&*fd)
+            .map_err(|errno| failed(entry, "stat", errno))?
+            .st_dev;
+        if !self.file_systems.iter().any(|(known, _)| *known == device) {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let readable = self.root.lookup(path, flags, Links::Refuse);
+            let readable =
+                readable.map_err(|errno| failed(entry, "opening its directory", errno))?;
+            self.file_systems.push((device, Rc::new(readable)));
+        }
+        self.parent = Some((path.to_owned(), Rc::clone(&fd)));
+        Ok(fd)
+    }
+
+    /// Runs `create`; when the name is taken, removes what is there and runs it once more.
+    fn replacing<T>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &Path,
+        entry: &Entry,
+        operation: &'static str,
+        create: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, Stop> {
+        match create() {
+            Err(Errno::EEXIST) => {}
+            other => return other.map_err(|errno| failed(entry, operation, errno)),
+        }
+        self.remove(parent, name, entry)?;
+        create().map_err(|errno| failed(entry, operation, errno))
+    }
+
+    fn remove(&mut self, parent: &OwnedFd, name: &Path, entry: &Entry) -> Result<(), Stop> {
+        // The cached parent may have been reached through what goes away now.
+        self.parent = None;
+        match unlinkat(parent, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EISDIR) => unlinkat(parent, name, UnlinkatFlags::RemoveDir)
+                .map_err(|errno| failed(entry, "replacing a directory", errno)),
+            other => other.map_err(|errno| failed(entry, "unlink", errno)),
+        }
+    }
+
+    /// A directory may exist already (a mount point, say); anything else makes way.
+    fn keep_directory(&mut self, parent: &OwnedFd, name: &Path, entry: &Entry) -> Result<(), Stop> {
+        let stat = nix::sys::stat::fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(|errno| failed(entry, "stat", errno))?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+            return Ok(());
+        }
+        self.remove(parent, name, entry)?;
+        mkdirat(parent, name, Mode::from_bits_truncate(0o700))
+            .map_err(|errno| failed(entry, "mkdir", errno))
+    }
+
+    fn directory(
+        &mut self,
+        parent: &OwnedFd,
+        name: &Path,
+        path: PathBuf,
+        entry: Entry,
+    ) -> Result<(), Stop> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::openat(parent, name, flags, Mode::empty())
+            .map_err(|errno| failed(&entry, "open", errno))?;
+        let mut entry = entry;
+        let acl = entry
+            .xattrs
+            .iter()
+            .position(|(name, _)| name == DEFAULT_ACL);
+        let default_acl = acl.map(|index| entry.xattrs.swap_remove(index).1);
+        owner_mode_xattrs(&fd, &entry)?;
+        let cost = path.as_os_str().len()
+            + default_acl.as_ref().map_or(0, Vec::len)
+            + std::mem::size_of::<Deferred>();
+        if self.deferred + cost > MAX_DEFERRED {
+            if default_acl.is_some() {
+                return Err(refused(
+                    &entry.path,
+                    "too many directories with default ACLs",
+                ));
+            }
+            return Ok(());
+        }
+        self.deferred += cost;
+        self.directories.push(Deferred {
+            path,
+            mtime: entry.mtime,
+            default_acl,
+        });
+        Ok(())
+    }
+
+    fn hard_link(
+        &mut self,
+        parent: &OwnedFd,
+        name: &Path,
+        target: &[u8],
+        path: &Path,
+        entry: &Entry,
+    ) -> Result<(), Stop> {
+        let target = clean(target).map_err(|reason| {
+            refused(
+                &entry.path,
+                format!("a hard link to {}: {reason}", shown(target)),
+            )
+        })?;
+        let Some(target_name) = target.file_name() else {
+            return Err(refused(&entry.path, "a hard link to the root"));
+        };
+        if target == path {
+            return Err(refused(&entry.path, "a hard link to itself"));
+        }
+        let above = target.parent().unwrap_or(Path::new(""));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let from = self
+            .root
+            .lookup(above, flags, Links::Refuse)
+            .map_err(|errno| match errno {
+                Errno::EXDEV => refused(&entry.path, "a hard link whose target leaves the root"),
+                errno => failed(entry, "opening the hard link's target", errno),
+            })?;
+        self.replacing(parent, name, entry, "link", || {
+            linkat(&from, target_name, parent, name, AtFlags::empty())
+        })
+    }
+
+    fn node(
+        &mut self,
+        parent: &OwnedFd,
+        name: &Path,
+        kind: SFlag,
+        device: u64,
+        entry: &Entry,
+    ) -> Result<(), Stop> {
+        let mode = Mode::from_bits_truncate(0o600);
+        self.replacing(parent, name, entry, "mknod", || {
+            mknodat(parent, name, kind, mode, device)
+        })?;
+        node_metadata(parent, name, entry, true)
+    }
+
+    /// Directory times, then a flush that reports what the disk could not take.
+    fn finish(self) -> Result<(), Stop> {
+        for directory in &self.directories {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+            let fd = match self.root.lookup(&directory.path, flags, Links::Refuse) {
+                Ok(fd) => fd,
+                // A later entry replaced it by something else.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => continue,
+                Err(errno) => return Err(failed_at(&directory.path, "open", errno)),
+            };
+            if let Some(acl) = &directory.default_acl {
+                xattr::set(&fd, DEFAULT_ACL, acl)
+                    .map_err(|errno| failed_at(&directory.path, "setxattr", errno))?;
+            }
+            let (omit, mtime) = (TimeSpec::UTIME_OMIT, time(directory.mtime));
+            futimens(&fd, &omit, &mtime)
+                .map_err(|errno| failed_at(&directory.path, "utimens", errno))?;
+        }
+        for (_, fd) in &self.file_systems {
+            syncfs(&**fd).map_err(|errno| failed_at(self.root.path(), "syncfs", errno))?;
+        }
+        Ok(())
+    }
+}
+
+fn write_content<R: BufRead>(
+    archive: &mut Archive<R>,
+    file: &mut File,
+    size: u64,
+    parts: &[(u64, u64)],
+    entry: &Entry,
+) -> Result<(), Stop> {
+    let io = |operation| move |error: io::Error| write_error(&entry.path, operation, error);
+    let mut end = 0;
+    for &(offset, length) in parts {
+        if offset != end {
+            file.seek(SeekFrom::Start(offset)).map_err(io("seek"))?;
+        }
+        archive.content(length, |bytes| file.write_all(bytes).map_err(io("write")))?;
+        end = offset + length;
+    }
+    if end != size {
+        file.set_len(size).map_err(io("truncate"))?;
+    }
+    Ok(())
+}
+
+/// Owner first: a change of owner takes setuid and capabilities away.
+fn owner_mode_xattrs<F: AsFd>(fd: F, entry: &Entry) -> Result<(), Stop> {
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    fchown(&fd, Some(uid), Some(gid)).map_err(|errno| failed(entry, "chown", errno))?;
+    let mode = Mode::from_bits_truncate(entry.mode);
+    fchmod(&fd, mode).map_err(|errno| failed(entry, "chmod", errno))?;
+    for (name, value) in &entry.xattrs {
+        xattr_result(xattr::set(&fd, name, value), name, entry)?;
+    }
+    Ok(())
+}
+
+fn file_metadata(file: &File, entry: &Entry) -> Result<(), Stop> {
+    owner_mode_xattrs(file, entry)?;
+    futimens(file, &TimeSpec::UTIME_OMIT, &time(entry.mtime))
+        .map_err(|errno| failed(entry, "utimens", errno))
+}
+
+/// For what cannot be opened: links and device nodes.
+fn node_metadata(parent: &OwnedFd, name: &Path, entry: &Entry, has_mode: bool) -> Result<(), Stop> {
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    fchownat(
+        parent,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
+    .map_err(|errno| failed(entry, "chown", errno))?;
+    if has_mode {
+        // The node was made a moment ago, so there is no link to follow.
+        let mode = Mode::from_bits_truncate(entry.mode);
+        fchmodat(parent, name, mode, FchmodatFlags::FollowSymlink)
+            .map_err(|errno| failed(entry, "chmod", errno))?;
+    }
+    for (key, value) in &entry.xattrs {
+        // There is no setxattrat(2) before Linux 6.13.
+        let link = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name);
+        xattr_result(xattr::set_link(&link, key, value), key, entry)?;
+    }
+    let (omit, mtime) = (TimeSpec::UTIME_OMIT, time(entry.mtime));
+    utimensat(parent, name, &omit, &mtime, UtimensatFlags::NoFollowSymlink)
+        .map_err(|errno| failed(entry, "utimens", errno))
+}
+
+/// A file system without xattrs (vfat) is no reason to fail; a lost one is worth a line.
+fn xattr_result(result: Result<(), Errno>, name: &[u8], entry: &Entry) -> Result<(), Stop> {
+    match result {
+        Err(Errno::EOPNOTSUPP) => {
+            tracing::warn!(
+                entry = shown(&entry.path),
+                xattr = shown(name),
+                "the file system does not take this extended attribute"
+            );
+            Ok(())
+        }
+        other => other.map_err(|errno| failed(entry, "setxattr", errno)),
+    }
+}
+
+fn time((seconds, nanoseconds): (i64, u32)) -> TimeSpec {
+    TimeSpec::new(seconds, i64::from(nanoseconds))
+}
+
+/// A name from the archive as a path below the root: no `.`, no empty component.
+///
+/// # Errors
+/// A sentence that says what is hostile about it.
+pub fn clean(name: &[u8]) -> Result<PathBuf, String> {
+    if name.is_empty() {
+        return Err("an empty name".to_owned());
+    }
+    if name.len() >= MAX_PATH {
+        return Err(format!("a name of {} bytes", name.len()));
+    }
+    if name.starts_with(b"/") {
+        return Err("an absolute path; expected one relative to the root".to_owned());
+    }
+    if name.contains(&0) {
+        return Err("a name with a zero byte".to_owned());
+    }
+    let mut path = PathBuf::new();
+    for component in name.split(|&byte| byte == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => return Err("a path with `..`".to_owned()),
+            long if long.len() > MAX_NAME => {
+                return Err(format!("a component of {} bytes", long.len()));
+            }
+            part => path.push(std::ffi::OsStr::from_bytes(part)),
+        }
+    }
+    Ok(path)
+}
+
+fn refused(path: &[u8], reason: impl Into<String>) -> Stop {
+    Stop::Failed(Error::Refused {
+        entry: shown(path),
+        reason: reason.into(),
+    })
+}
+
+fn failed(entry: &Entry, operation: &'static str, errno: Errno) -> Stop {
+    write_error(&entry.path, operation, errno.into())
+}
+
+fn failed_at(path: &Path, operation: &'static str, errno: Errno) -> Stop {
+    write_error(path.as_os_str().as_bytes(), operation, errno.into())
+}
+
+fn write_error(path: &[u8], operation: &'static str, source: io::Error) -> Stop {
+    Stop::Failed(Error::Write {
+        entry: shown(path),
+        operation,
+        source,
+    })
+}
