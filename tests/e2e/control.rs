@@ -107,3 +107,34 @@ fn a_revoked_token_is_replaced() {
     let waits = bed.standin.cuts(&bed.machine);
     bed.standin.wait_cut(&bed.machine, waits + 1, 60);
 }
+
+#[test]
+fn the_helper_gives_a_token_for_one_machine_and_keeps_its_own() {
+    let bed = Bed::plan("control_helper_answer").start();
+    let url = format!("{}/config/{}", media::helper_url(), bed.machine);
+    let answer = bed.run("curl", &["-s", "-g", "-f", "-m", "20", &url]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON of the helper");
+    let token = answer["metal_apiserver_token_for_hammer"]
+        .as_str()
+        .expect("a token");
+    assert!(
+        token.starts_with("machine-secret-"),
+        "the stand-in's token for a machine"
+    );
+    let infra = std::fs::read_to_string(bed.dir.join("infra-token")).expect("own token");
+    assert!(
+        !answer.to_string().contains(infra.trim()),
+        "the helper's own token went out"
+    );
+    assert_eq!(answer["partition"], "test-part");
+    bed.standin.wait_call(&bed.machine, "MachineToken", 1, 5);
+    assert_nothing_refused(&bed);
+    assert_no_secret_in_logs(&bed);
+    let methods: Vec<_> = bed
+        .standin
+        .record()
+        .iter()
+        .map(|l| l["method"].clone())
+        .collect();
+    assert_eq!(methods, ["MachineToken"], "GET /config calls nothing else");
+}

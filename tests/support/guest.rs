@@ -324,6 +324,13 @@ impl Guest {
         let _ = self.child.wait();
     }
 
+    /// Presses the power button (ACPI).
+    pub fn power_button(&self) {
+        self.qmp
+            .execute("system_powerdown", json!({}))
+            .expect("power button");
+    }
+
     /// Types into the serial console.
     pub fn type_in(&mut self, text: &str) {
         use std::io::Write;
