@@ -12,7 +12,7 @@ mod archive;
 mod checksum;
 mod decode;
 mod error;
-mod fetch;
+pub(crate) mod fetch;
 mod pax;
 mod pipe;
 pub mod root;
@@ -32,8 +32,8 @@ use bytes::Bytes;
 use reqwest::{Client, Url};
 use tokio::sync::{mpsc, oneshot};
 
-pub use checksum::Algorithm;
-use checksum::{Expected, Hasher};
+use checksum::Expected;
+pub use checksum::{Algorithm, Hasher};
 pub use error::Error;
 use fetch::Download;
 pub use fetch::{Patience, shown_url};
@@ -80,6 +80,17 @@ pub struct VerifiedImage {
 }
 
 impl VerifiedImage {
+    /// A proof of nothing, for tests of what demands one.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            url: "http://test.invalid/".to_owned(),
+            algorithm: Algorithm::Sha256,
+            digest: String::new(),
+            progress: Progress::default(),
+        }
+    }
+
     /// Where it came from, without user info and query.
     #[must_use]
     pub fn url(&self) -> &str {

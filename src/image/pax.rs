@@ -36,9 +36,12 @@ impl Records {
     /// A sentence that says which record is wrong.
     pub fn add(&mut self, mut data: &[u8]) -> Result<(), String> {
         while !data.is_empty() {
-            let (key, value, rest) = record(data)?;
+            let (body, rest) = record(data)?;
+            let Some(equals) = body.iter().position(|&b| b == b'=') else {
+                return Err("a pax record without `=`".to_owned());
+            };
+            self.set(&body[..equals], &body[equals + 1..])?;
             data = rest;
-            self.set(key, value)?;
         }
         Ok(())
     }
@@ -106,8 +109,8 @@ impl Records {
     }
 }
 
-/// Splits one `<length> <key>=<value>\n` off. The value may hold any byte.
-fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), String> {
+/// Splits the body of one `<length> <key>=<value>\n` from the rest. The value may hold any byte.
+fn record(data: &[u8]) -> Result<(&[u8], &[u8]), String> {
     let wrong = || "a pax record is malformed".to_owned();
     let space = data
         .iter()
@@ -121,9 +124,7 @@ fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), String> {
     if length <= space + 1 || length > data.len() || data[length - 1] != b'\n' {
         return Err(wrong());
     }
-    let body = &data[space + 1..length - 1];
-    let equals = body.iter().position(|&b| b == b'=').ok_or_else(wrong)?;
-    Ok((&body[..equals], &body[equals + 1..], &data[length..]))
+    Ok((&data[space + 1..length - 1], &data[length..]))
 }
 
 /// `[-]seconds[.fraction]`; what is beyond a nanosecond is cut off towards the past.

@@ -5,6 +5,7 @@
 //! directory descriptor, and the kernel itself guarantees that it stays in the tree; no
 //! check on path strings could (openat2(2), `linux/openat2.h`, since Linux 5.6).
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -164,7 +165,7 @@ impl RootDir {
             .file_name()
             .ok_or_else(|| io::Error::from(Errno::EISDIR))?;
         let parent = self.make_dirs(path.parent().unwrap_or(Path::new("")), Links::Contain)?;
-        let mut temporary = std::ffi::OsString::from(".");
+        let mut temporary = OsString::from(".");
         temporary.push(name);
         temporary.push(".metal-anvil");
         match unlinkat(&parent, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir) {
@@ -180,6 +181,52 @@ impl RootDir {
             file,
             committed: false,
         })
+    }
+
+    /// Removes a file or link; that it does not exist is fine.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        let path = relative(path);
+        let name = path
+            .file_name()
+            .ok_or_else(|| io::Error::from(Errno::EISDIR))?;
+        let above = path.parent().unwrap_or(Path::new(""));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let removed = self
+            .lookup(above, flags, Links::Contain)
+            .and_then(|parent| unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir));
+        match removed {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The names in a directory; none when it does not exist.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds more than `limit` names.
+    pub fn names(&self, path: &Path, limit: usize) -> io::Result<Vec<OsString>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let fd = match self.lookup(path, flags, Links::Contain) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mut names = Vec::new();
+        for entry in nix::dir::Dir::from_fd(fd)?.iter() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            if names.len() == limit {
+                return Err(io::Error::other(format!("more than {limit} entries")));
+            }
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+        Ok(names)
     }
 
     /// The mode of what a path leads to, links contained; `None` when there is nothing.
@@ -277,7 +324,7 @@ fn relative(path: &Path) -> &Path {
     if bytes.is_empty() {
         return Path::new(".");
     }
-    Path::new(std::ffi::OsStr::from_bytes(bytes))
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 #[cfg(test)]

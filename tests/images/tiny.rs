@@ -7,7 +7,7 @@
 //! * `init`: prints `TINY-OS ...` lines about how it was booted and what is on its disk, powers off.
 //! * `install-go`: what the agent runs in the chroot; puts a boot loader into the EFI system
 //!   partition and writes `/etc/metal/boot-info.yaml`. `/etc/tiny/installer` may order a fault:
-//!   `exit 3`, `no-boot-info`, `hang`.
+//!   `exit 3`, `no-boot-info`, `hang` (with a bootable disk behind it: the worst moment for a power cut).
 
 use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
 use std::fmt::Write as _;
@@ -179,9 +179,6 @@ fn install() -> io::Result<ExitCode> {
     println!("tiny installer: order {:?}", order.trim());
     match order.trim() {
         "exit 3" => return Ok(ExitCode::from(3)),
-        "hang" => loop {
-            std::thread::park();
-        },
         _ => {}
     }
     for needed in ["/proc/self", "/sys/class", "/dev/null"] {
@@ -197,6 +194,14 @@ fn install() -> io::Result<ExitCode> {
         }
         fs::copy("/boot/tiny.efi", &target)?;
         println!("tiny installer: wrote {}", target.display());
+    }
+    if order.trim() == "hang" {
+        // SAFETY: no pointer; what was written has to be on the disk when the power goes.
+        unsafe { sync() };
+        println!("tiny installer: hanging");
+        loop {
+            std::thread::park();
+        }
     }
     if order.trim() == "no-boot-info" {
         return Ok(ExitCode::SUCCESS);

@@ -10,7 +10,7 @@ use super::allocation::Allocation;
 use super::disk::Disk;
 use super::guest::{Guest, Machine, Start};
 use super::images::Image;
-use super::netns::{LEAVES, Netns, SERVICE};
+use super::netns::{LEAVES, Leaf, Netns, SERVICE};
 use super::process::Process;
 use super::root;
 use super::services::{self, Helper, IMAGE_PORT};
@@ -130,6 +130,14 @@ impl Bed {
         services::run_inside(&self.ns, program, arguments)
     }
 
+    /// Asks one leaf switch's lldpd.
+    pub fn lldp(&self, leaf: &Leaf, arguments: &[&str]) -> String {
+        let socket = services::lldp_socket(&self.ns, leaf);
+        let mut all = vec!["-u", socket.as_str()];
+        all.extend(arguments);
+        self.run("lldpcli", &all)
+    }
+
     /// What the image server was asked for, one line a request.
     pub fn downloads(&self) -> String {
         fs::read_to_string(self.dir.join("nginx-access.log")).unwrap_or_default()
@@ -166,7 +174,7 @@ impl Drop for Bed {
         }
         let _ = fs::remove_file(&self.control);
         for leaf in &LEAVES {
-            let _ = fs::remove_file(format!("/tmp/{}-{}.lldp", self.ns.name(), leaf.name));
+            let _ = fs::remove_file(services::lldp_socket(&self.ns, leaf));
         }
     }
 }

@@ -151,22 +151,3 @@ fn clean(bytes: &[u8]) -> String {
     }
     String::from_utf8_lossy(&out).into_owned()
 }
-
-#[test]
-fn the_console_is_searched_by_line_from_a_place() {
-    let dir = tempfile::tempdir().expect("directory");
-    let text = b"\x1b[2J\x1b[01;01Hone two\r\nthree\nlogin: ";
-    let console = Console::read(&text[..], &dir.path().join("log"), None);
-    let second = Duration::from_secs(5);
-    let (line, at) = console.find(&["two"], 0, second).expect("first line");
-    assert_eq!(line, "one two");
-    assert!(console.find(&["two"], at, second).is_err());
-    assert_eq!(
-        console.find(&["thr"], at, second).expect("second").0,
-        "three"
-    );
-    assert_eq!(
-        console.find(&["login: "], 0, second).expect("prompt").0,
-        "login: "
-    );
-}

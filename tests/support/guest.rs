@@ -47,6 +47,15 @@ pub enum Start {
     Disks,
 }
 
+/// What the firmware is told to try first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// The disks, the medium last.
+    MediaLast,
+    /// The medium, then the disks: a BMC told to boot the CD.
+    MediaFirst,
+}
+
 /// The machine before power-on. Disks and `vars` are files that outlive it.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -60,8 +69,8 @@ pub struct Machine {
     pub vars: PathBuf,
     /// MiB of memory.
     pub memory: u32,
-    /// Give the firmware an order: disks first, the medium last. Without, BootOrder rules.
-    pub media_last: bool,
+    /// An order for the firmware (`bootindex`); `None`: its own BootOrder rules.
+    pub order: Option<Order>,
     /// The two network cards; without, the guest has none.
     pub network: bool,
     /// More QEMU arguments.
@@ -81,7 +90,7 @@ impl Machine {
             disks,
             vars: dir.join("vars.fd"),
             memory: 1024,
-            media_last: false,
+            order: None,
             network: true,
             extra: Vec::new(),
             name: "guest".to_owned(),
@@ -186,10 +195,10 @@ impl Machine {
                 "-drive if=none,id=disk{number},format=raw,cache=unsafe,discard=unmap,file={}",
                 disk.path.display()
             ));
-            let order = if self.media_last {
-                format!(",bootindex={number}")
-            } else {
-                String::new()
+            // Number 0 is left to the medium.
+            let order = match self.order {
+                Some(_) => format!(",bootindex={}", number + 1),
+                None => String::new(),
             };
             a(&match disk.bus {
                 Bus::Virtio => {
@@ -216,7 +225,11 @@ impl Machine {
                 command.args(["-append", append]);
             }
             Start::Iso(iso, media) => {
-                let order = if self.media_last { ",bootindex=9" } else { "" };
+                let order = match self.order {
+                    Some(Order::MediaFirst) => ",bootindex=0",
+                    Some(Order::MediaLast) => ",bootindex=99",
+                    None => "",
+                };
                 let kind = if *media == Media::UsbStick {
                     "disk"
                 } else {
@@ -309,6 +322,13 @@ impl Guest {
     pub fn power_cut(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Presses the power button (ACPI).
+    pub fn power_button(&self) {
+        self.qmp
+            .execute("system_powerdown", json!({}))
+            .expect("power button");
     }
 
     /// Types into the serial console.

@@ -1,7 +1,6 @@
 //! The services behind the guest's network: radvd, two lldpd, nginx, the stand-in, metal-boot.
 
 use std::fs;
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -81,12 +80,15 @@ pub fn lldpd(ns: &Netns, leaf: &Leaf, dir: &Path) -> Process {
     )
     .expect("write the lldpd configuration");
     let mut command = ns.command("lldpd");
-    // -C: the chassis ID is the tap's own MAC. Sockets have short names (107 bytes at most).
+    // -C: the chassis ID is the tap's own MAC.
     command.args(["-d", "-I", tap, "-C", tap, "-O"]).arg(&file);
-    command
-        .arg("-u")
-        .arg(format!("/tmp/{}-{host}.lldp", ns.name()));
+    command.arg("-u").arg(lldp_socket(ns, leaf));
     Process::start(&name, command, dir)
+}
+
+/// Where a leaf's lldpd takes questions. Short: a socket's path has 107 bytes at most.
+pub fn lldp_socket(ns: &Netns, leaf: &Leaf) -> String {
+    format!("/tmp/{}-{}.lldp", ns.name(), leaf.name)
 }
 
 /// The image server, and what else answers HTTP by a file.
@@ -191,11 +193,6 @@ fn listening(ns: &Netns, port: u16) -> bool {
         .args(["-6", "-H", "-l", "-t", "-n", &filter]))
     .trim()
     .is_empty()
-}
-
-/// Is the port of the service address reachable from this process (no namespace)? Never, in a test.
-pub fn reachable_from_outside(port: u16) -> bool {
-    TcpStream::connect((SERVICE, port)).is_ok()
 }
 
 /// Runs a program to its end inside the namespace.

@@ -100,6 +100,20 @@ impl Standin {
         );
     }
 
+    /// Waits until `count` Waits of the machine were cut by the server.
+    pub fn wait_cut(&self, machine: &str, count: usize, seconds: u64) {
+        self.wait(
+            json!({"do": "await", "method": "Wait", "uuid": machine, "verdict": "cut",
+                         "count": count, "seconds": seconds}),
+        );
+    }
+
+    /// How many Waits of the machine were cut so far.
+    pub fn cuts(&self, machine: &str) -> usize {
+        let cut = |line: &&Value| line["verdict"] == "cut" && line["uuid"] == machine;
+        self.record().iter().filter(cut).count()
+    }
+
     fn wait(&self, order: Value) -> Value {
         let mut answer = self.order(order.clone());
         if answer["timeout"] == true {

@@ -1,0 +1,261 @@
+//! What comes out is what went in: modes, owners, times, links, devices, xattrs, holes.
+//! These tests need root, as the agent has it.
+
+use std::fs::{Metadata, symlink_metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+
+use tar::EntryType;
+
+use super::*;
+
+fn at(target: &Target, path: &str) -> Metadata {
+    symlink_metadata(target.root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+#[test]
+fn modes_owners_and_times() {
+    let target = Target::new();
+    let owned = |header: &mut Header| {
+        header.set_mode(0o4755);
+        header.set_uid(1234);
+        header.set_gid(3_000_000_000);
+    };
+    let directory = |header: &mut Header| {
+        header.set_mode(0o2750);
+        header.set_mtime(1_000_000_000);
+    };
+    target
+        .unpack(&archive(&[
+            member_with(b"./", EntryType::Directory, b"", b"", |h| h.set_mode(0o711)),
+            member_with(b"./d/", EntryType::Directory, b"", b"", directory),
+            pax(&[("mtime", b"1600000000.123456789")]),
+            member_with(b"./d/su", EntryType::Regular, b"", b"content", owned),
+            pax(&[("mtime", b"-1.5")]),
+            member_with(
+                b"./d/link",
+                EntryType::Symlink,
+                b"/absolute/elsewhere",
+                b"",
+                owned,
+            ),
+            file(b"made/by/itself", b""),
+        ]))
+        .unwrap();
+    assert_eq!(at(&target, "").mode() & 0o7777, 0o711);
+    let file = at(&target, "d/su");
+    assert_eq!(
+        (file.mode() & 0o7777, file.uid(), file.gid()),
+        (0o4755, 1234, 3_000_000_000)
+    );
+    assert_eq!(
+        (file.mtime(), file.mtime_nsec()),
+        (1_600_000_000, 123_456_789)
+    );
+    assert_eq!(
+        std::fs::read(target.root().join("d/su")).unwrap(),
+        b"content"
+    );
+    let link = at(&target, "d/link");
+    assert_eq!(
+        (link.uid(), link.mtime(), link.mtime_nsec()),
+        (1234, -2, 500_000_000)
+    );
+    let to = std::fs::read_link(target.root().join("d/link")).unwrap();
+    assert_eq!(to, Path::new("/absolute/elsewhere"));
+    let directory = at(&target, "d");
+    assert_eq!(
+        (directory.mode() & 0o7777, directory.mtime()),
+        (0o2750, 1_000_000_000)
+    );
+    // The setgid directory must not rub off on what was put into it.
+    assert_eq!(at(&target, "made/by").mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn links_devices_and_fifos() {
+    let target = Target::new();
+    let device = |header: &mut Header| {
+        header.set_mode(0o660);
+        header.set_gid(6);
+        header.set_device_major(8).unwrap();
+        header.set_device_minor(17).unwrap();
+    };
+    target
+        .unpack(&archive(&[
+            file(b"usr/bin/tool", b"#!"),
+            member(b"bin", EntryType::Symlink, b"usr/bin", b""),
+            file(b"bin/second", b"through a link that stays inside"),
+            member(b"usr/bin/hard", EntryType::Link, b"./bin/tool", b""),
+            member_with(b"dev/sdb1", EntryType::Block, b"", b"", device),
+            member_with(b"dev/tty", EntryType::Char, b"", b"", device),
+            member_with(b"run/fifo", EntryType::Fifo, b"", b"", |h| {
+                h.set_mode(0o622)
+            }),
+        ]))
+        .unwrap();
+    assert_eq!(
+        at(&target, "usr/bin/hard").ino(),
+        at(&target, "usr/bin/tool").ino()
+    );
+    assert!(at(&target, "usr/bin/second").is_file());
+    let block = at(&target, "dev/sdb1");
+    assert!(block.file_type().is_block_device());
+    assert_eq!(
+        (block.rdev(), block.mode() & 0o7777, block.gid()),
+        (0x811, 0o660, 6)
+    );
+    assert!(at(&target, "dev/tty").file_type().is_char_device());
+    let fifo = at(&target, "run/fifo");
+    assert!(fifo.file_type().is_fifo());
+    assert_eq!(fifo.mode() & 0o7777, 0o622);
+}
+
+#[test]
+fn what_is_there_makes_way() {
+    let target = Target::new();
+    let root = target.root();
+    std::fs::create_dir_all(root.join("empty")).unwrap();
+    std::fs::create_dir_all(root.join("full/of")).unwrap();
+    std::fs::write(root.join("file"), "old and longer").unwrap();
+    std::fs::hard_link(target.outer.path().join("victim"), root.join("shared")).unwrap();
+    std::os::unix::fs::symlink("../victim", root.join("link")).unwrap();
+    std::os::unix::fs::symlink("..", root.join("dirlink")).unwrap();
+    target
+        .unpack(&archive(&[
+            file(b"file", b"new"),
+            file(b"shared", b"new"),
+            file(b"link", b"new"),
+            file(b"empty", b"new"),
+            member_with(b"dirlink/", EntryType::Directory, b"", b"", |h| {
+                h.set_mode(0o700)
+            }),
+            file(b"dirlink/f", b"new"),
+            member(b"full/", EntryType::Directory, b"", b""),
+        ]))
+        .unwrap();
+    for name in ["file", "shared", "link", "empty", "dirlink/f"] {
+        assert_eq!(std::fs::read(root.join(name)).unwrap(), b"new", "{name}");
+        assert!(at(&target, name).is_file(), "{name}");
+    }
+    assert!(at(&target, "full/of").is_dir());
+    target.assert_outside_untouched();
+    let error = target.unpack(&archive(&[file(b"full", b"x")])).unwrap_err();
+    assert!(
+        error.to_string().contains("replacing a directory"),
+        "{error}"
+    );
+}
+
+#[test]
+fn extended_attributes() {
+    let target = Target::new();
+    // Version 2, cap_net_raw permitted and effective; a newline in it on purpose (0x0a00).
+    let capability: &[u8] = &[
+        1, 0, 0, 2, 0, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    target
+        .unpack(&archive(&[
+            pax(&[
+                ("SCHILY.xattr.security.capability", capability),
+                ("SCHILY.xattr.user.note", b"a\nb=c"),
+            ]),
+            member_with(b"ping", EntryType::Regular, b"", b"x", |h| h.set_uid(7)),
+            pax(&[("SCHILY.xattr.trusted.mark", b"dir")]),
+            member(b"d/", EntryType::Directory, b"", b""),
+            pax(&[("SCHILY.xattr.trusted.mark", b"link")]),
+            member(b"l", EntryType::Symlink, b"nowhere", b""),
+            file(b"plain", b""),
+        ]))
+        .unwrap();
+    let get = |path: &str, name: &str| xattr(&target.root().join(path), name);
+    assert_eq!(
+        get("ping", "security.capability").as_deref(),
+        Some(capability)
+    );
+    assert_eq!(get("ping", "user.note").as_deref(), Some(&b"a\nb=c"[..]));
+    assert_eq!(get("d", "trusted.mark").as_deref(), Some(&b"dir"[..]));
+    assert_eq!(get("l", "trusted.mark").as_deref(), Some(&b"link"[..]));
+    assert_eq!(get("plain", "user.note"), None);
+}
+
+#[test]
+fn long_names_of_both_kinds() {
+    let target = Target::new();
+    let deep = [b"deep/".repeat(40), b"file".to_vec()].concat();
+    let name = [&deep[..], b"\0"].concat();
+    target
+        .unpack(&archive(&[
+            member(b"././@LongLink", EntryType::GNULongName, b"", &name),
+            file(b"short", b"gnu"),
+            pax(&[("path", b"p/\xc3\xbcber"), ("linkpath", &deep)]),
+            member(b"p/uber", EntryType::Link, b"", b""),
+        ]))
+        .unwrap();
+    let text = String::from_utf8(deep).unwrap();
+    assert_eq!(std::fs::read(target.root().join(&text)).unwrap(), b"gnu");
+    assert_eq!(at(&target, "p/über").ino(), at(&target, &text).ino());
+}
+
+/// GNU tar's own archives, sparse files in both formats included.
+#[test]
+fn archives_of_gnu_tar() {
+    let source = tempfile::tempdir().unwrap();
+    let holes = std::fs::File::create(source.path().join("holes")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&holes, b"start", 0).unwrap();
+    for part in 1..30_u64 {
+        std::os::unix::fs::FileExt::write_all_at(&holes, &[part as u8; 5000], part << 20).unwrap();
+    }
+    holes.set_len(40 << 20).unwrap();
+    std::fs::create_dir(source.path().join("sub")).unwrap();
+    std::fs::write(source.path().join("sub/plain"), vec![3; 123_457]).unwrap();
+    for format in ["gnu", "posix", "ustar"] {
+        let output = Command::new("tar")
+            .args(["-C", source.path().to_str().unwrap(), "-cf", "-"])
+            .args(["--format", format, "-S", "."])
+            .output()
+            .unwrap();
+        if format == "ustar" {
+            // ustar knows no sparse files; GNU tar says so and writes none.
+            assert!(!output.status.success());
+            continue;
+        }
+        assert!(output.status.success(), "{format}");
+        assert!(output.stdout.len() < 2 << 20, "{format}: tar made no holes");
+        let target = Target::new();
+        target.unpack(&output.stdout).unwrap();
+        let equal = |name: &str| {
+            let was = std::fs::read(source.path().join(name)).unwrap();
+            was == std::fs::read(target.root().join(name)).unwrap()
+        };
+        assert!(equal("holes") && equal("sub/plain"), "{format}");
+        assert!(
+            at(&target, "holes").blocks() < 4 << 11,
+            "{format}: no holes on disk"
+        );
+        let (was, is) = (
+            symlink_metadata(source.path().join("holes")).unwrap(),
+            at(&target, "holes"),
+        );
+        assert_eq!(was.mtime(), is.mtime(), "{format}");
+    }
+}
+
+fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    let name = std::ffi::CString::new(name).unwrap();
+    let mut value = vec![0; 4096];
+    // SAFETY: both strings end in a zero byte, and buffer and length belong together.
+    let length = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    value.truncate(usize::try_from(length).ok()?);
+    Some(value)
+}

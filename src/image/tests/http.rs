@@ -1,0 +1,513 @@
+//! The whole pipeline against a server that misbehaves, on [::1].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Request, Response, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::image::{ImageSource, Patience, Progress, VerifiedImage, install_patiently};
+
+/// What the server does with one request for the image; the last plan counts for all later ones.
+#[derive(Clone, Default)]
+struct Plan {
+    status: Option<u16>,
+    /// Bytes sent before the connection breaks.
+    cut: Option<usize>,
+    /// Bytes sent before it falls silent.
+    hang: Option<usize>,
+    no_range: bool,
+    etag: Option<&'static str>,
+    weak: bool,
+}
+
+#[derive(Default)]
+struct Site {
+    files: HashMap<String, Vec<u8>>,
+    statuses: HashMap<String, u16>,
+    plans: Vec<Plan>,
+    /// `Range` and `If-Range` of every request for the image.
+    asked: Vec<(Option<String>, Option<String>)>,
+}
+
+type Shared = Arc<Mutex<Site>>;
+
+async fn answer(State(site): State<Shared>, request: Request<Body>) -> Response<Body> {
+    let mut site = site.lock().unwrap();
+    let path = request.uri().path().to_owned();
+    let status = |code: u16| {
+        Response::builder()
+            .status(code)
+            .body(Body::empty())
+            .unwrap()
+    };
+    if let Some(code) = site.statuses.get(&path) {
+        return status(*code);
+    }
+    let Some(content) = site.files.get(&path).cloned() else {
+        return status(404);
+    };
+    if !path.ends_with(".lz4") {
+        return Response::new(Body::from(content));
+    }
+    let text = |headers: &HeaderMap, name: &str| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    let range = text(request.headers(), "range");
+    let asked = (range.clone(), text(request.headers(), "if-range"));
+    site.asked.push(asked);
+    let index = (site.asked.len() - 1).min(site.plans.len().saturating_sub(1));
+    let plan = site.plans.get(index).cloned().unwrap_or_default();
+    if let Some(code) = plan.status {
+        return status(code);
+    }
+    let total = content.len();
+    let start = range
+        .filter(|_| !plan.no_range)
+        .map_or(0, |r| r[6..r.len() - 1].parse::<usize>().unwrap());
+    let rest = content[start..].to_vec();
+    let mut response = Response::builder().header("content-length", rest.len());
+    response = match (plan.weak, plan.etag) {
+        (true, _) => response.header("last-modified", "Sun, 22 Nov 2026 08:00:00 GMT"),
+        (false, tag) => response.header("etag", tag.unwrap_or("\"one\"")),
+    };
+    if start > 0 {
+        response = response.status(StatusCode::PARTIAL_CONTENT).header(
+            "content-range",
+            format!("bytes {start}-{}/{total}", total - 1),
+        );
+    }
+    let until = plan.cut.or(plan.hang).unwrap_or(rest.len()).min(rest.len());
+    let sent = futures_util::stream::iter([Ok(Bytes::copy_from_slice(&rest[..until]))]);
+    let body = if plan.cut.is_some() {
+        let cut = async {
+            // The bytes before the cut have to leave first.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Err(std::io::Error::other("cut"))
+        };
+        Body::from_stream(sent.chain(futures_util::stream::once(cut)))
+    } else if plan.hang.is_some() {
+        Body::from_stream(sent.chain(futures_util::stream::pending()))
+    } else {
+        Body::from_stream(sent)
+    };
+    response.body(body).unwrap()
+}
+
+struct Server {
+    site: Shared,
+    source: ImageSource,
+    target: Target,
+}
+
+const PATH: &str = "/images/img.tar.lz4";
+
+impl Server {
+    /// A site with `image` and its md5 file.
+    async fn new(image: &[u8], plans: Vec<Plan>) -> Self {
+        let md5 = format!("{}  img.tar.lz4\n", digest(Algorithm::Md5, image));
+        let site = Shared::default();
+        {
+            let mut site = site.lock().unwrap();
+            site.files.insert(PATH.into(), image.to_vec());
+            site.files.insert(format!("{PATH}.md5"), md5.into_bytes());
+            site.plans = plans;
+        }
+        let listener = TcpListener::bind("[::1]:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&site));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self {
+            site,
+            source: ImageSource {
+                url: format!("http://{address}{PATH}?token=s3cret")
+                    .parse()
+                    .unwrap(),
+                cache: None,
+            },
+            target: Target::new(),
+        }
+    }
+
+    fn put(&self, path: &str, content: impl Into<Vec<u8>>) {
+        self.site
+            .lock()
+            .unwrap()
+            .files
+            .insert(path.into(), content.into());
+    }
+
+    fn status(&self, path: &str, status: u16) {
+        self.site
+            .lock()
+            .unwrap()
+            .statuses
+            .insert(path.into(), status);
+    }
+
+    fn ranges(&self) -> Vec<Option<String>> {
+        let site = self.site.lock().unwrap();
+        site.asked.iter().map(|(range, _)| range.clone()).collect()
+    }
+
+    async fn install(&self) -> Result<VerifiedImage, Error> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let patience = Patience {
+            stall: Duration::from_millis(400),
+            attempts: 3,
+            breaks: 5,
+            pause: Duration::from_millis(5),
+            pause_max: Duration::from_millis(10),
+        };
+        let root = self.target.root();
+        let last = Mutex::new(Progress::default());
+        let progress = |now: Progress| *last.lock().unwrap() = now;
+        let work = install_patiently(&client, &self.source, &root, &progress, &patience);
+        let result = tokio::time::timeout(Duration::from_secs(20), work)
+            .await
+            .expect("the install hangs");
+        match &result {
+            Ok(image) => assert_eq!(image.progress(), *last.lock().unwrap()),
+            Err(error) => assert!(!error.to_string().contains("s3cret"), "{error}"),
+        }
+        result
+    }
+
+    fn content_is_whole(&self) -> bool {
+        std::fs::read(self.target.root().join("big")).unwrap() == noise()
+    }
+}
+
+/// Content that lz4 cannot make small, so that positions in the stream mean something.
+fn noise() -> Vec<u8> {
+    let mut state = 1_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .take(200_000)
+    .flatten()
+    .collect()
+}
+
+fn image() -> Vec<u8> {
+    lz4(&archive(&[
+        file(b"big", &noise()),
+        file(b"etc/hostname", b"x\n"),
+    ]))
+}
+
+fn cut(at: usize) -> Plan {
+    Plan {
+        cut: Some(at),
+        ..Plan::default()
+    }
+}
+
+#[tokio::test]
+async fn an_image_arrives() {
+    let image = image();
+    let server = Server::new(&image, vec![]).await;
+    let verified = server.install().await.unwrap();
+    assert!(server.content_is_whole());
+    assert_eq!(verified.algorithm(), Algorithm::Md5);
+    assert_eq!(verified.digest(), digest(Algorithm::Md5, &image));
+    let progress = verified.progress();
+    assert_eq!(progress.downloaded, image.len() as u64);
+    assert_eq!(progress.total, Some(image.len() as u64));
+    assert_eq!(progress.entries, 2);
+    assert!(progress.unpacked > 1_600_000);
+    assert!(!verified.url().contains("s3cret"));
+}
+
+#[tokio::test]
+async fn the_strongest_checksum_is_required() {
+    let image = image();
+    let server = Server::new(&image, vec![]).await;
+    server.status(&format!("{PATH}.sha512"), 410);
+    server.put(&format!("{PATH}.sha256"), digest(Algorithm::Sha256, &image));
+    assert_eq!(
+        server.install().await.unwrap().algorithm(),
+        Algorithm::Sha256
+    );
+    // A right md5 beside a wrong sha256 does not help.
+    server.put(&format!("{PATH}.sha256"), "0".repeat(64));
+    let error = server.install().await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ChecksumMismatch {
+                algorithm: Algorithm::Sha256,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_resumed() {
+    let image = image();
+    let server = Server::new(&image, vec![cut(300_000), cut(500_000), Plan::default()]).await;
+    server.install().await.unwrap();
+    assert!(server.content_is_whole());
+    let ranges = server.ranges();
+    assert_eq!(ranges.len(), 3);
+    assert_eq!(ranges[0], None);
+    assert_eq!(ranges[1].as_deref(), Some("bytes=300000-"));
+    assert_eq!(ranges[2].as_deref(), Some("bytes=800000-"));
+    let asked = &server.site.lock().unwrap().asked;
+    assert_eq!(asked[1].1.as_deref(), Some("\"one\""));
+}
+
+#[tokio::test]
+async fn a_date_serves_where_there_is_no_etag() {
+    let weak = |cut| Plan {
+        cut,
+        weak: true,
+        ..Plan::default()
+    };
+    let server = Server::new(&image(), vec![weak(Some(300_000)), weak(None)]).await;
+    server.install().await.unwrap();
+    let asked = &server.site.lock().unwrap().asked;
+    assert_eq!(asked[1].1.as_deref(), Some("Sun, 22 Nov 2026 08:00:00 GMT"));
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_and_asked_again() {
+    let hang = Plan {
+        hang: Some(100_000),
+        ..Plan::default()
+    };
+    let server = Server::new(&image(), vec![hang, Plan::default()]).await;
+    server.install().await.unwrap();
+    assert_eq!(server.ranges()[1].as_deref(), Some("bytes=100000-"));
+}
+
+#[tokio::test]
+async fn breaks_are_bounded() {
+    // Progress each time, so that only the total number of breaks ends it.
+    let server = Server::new(&image(), vec![cut(1000)]).await;
+    let error = server.install().await.unwrap_err();
+    assert!(
+        matches!(error, Error::Interrupted { offset: 6000, .. }),
+        "{error}"
+    );
+    // No progress at all: the attempts in a row end it.
+    let server = Server::new(&image(), vec![cut(1000), cut(0)]).await;
+    let error = server.install().await.unwrap_err();
+    assert!(
+        matches!(error, Error::Interrupted { offset: 1000, .. }),
+        "{error}"
+    );
+    assert_eq!(server.ranges().len(), 3);
+}
+
+#[tokio::test]
+async fn what_cannot_be_resumed_is_told_apart() {
+    let no_range = Plan {
+        no_range: true,
+        ..Plan::default()
+    };
+    let server = Server::new(&image(), vec![cut(300_000), no_range.clone()]).await;
+    let error = server.install().await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::NoRanges {
+                offset: 300_000,
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    for plan in [
+        Plan {
+            etag: Some("\"two\""),
+            ..Plan::default()
+        },
+        Plan {
+            etag: Some("\"two\""),
+            ..no_range
+        },
+        Plan {
+            status: Some(416),
+            ..Plan::default()
+        },
+    ] {
+        let server = Server::new(&image(), vec![cut(300_000), plan]).await;
+        let error = server.install().await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Changed {
+                    offset: 300_000,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    let gone = Plan {
+        status: Some(404),
+        ..Plan::default()
+    };
+    let server = Server::new(&image(), vec![cut(300_000), gone]).await;
+    let error = server.install().await.unwrap_err();
+    assert!(
+        matches!(error, Error::Status { status: 404, .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_passing_server_error_is_waited_out() {
+    let busy = Plan {
+        status: Some(503),
+        ..Plan::default()
+    };
+    let server = Server::new(
+        &image(),
+        vec![busy.clone(), cut(300_000), busy, Plan::default()],
+    )
+    .await;
+    server.install().await.unwrap();
+    assert!(server.content_is_whole());
+}
+
+#[tokio::test]
+async fn missing_things_are_named() {
+    let server = Server::new(&image(), vec![]).await;
+    server.status(PATH, 404);
+    let error = server.install().await.unwrap_err();
+    assert!(
+        matches!(error, Error::Status { status: 404, .. }),
+        "{error}"
+    );
+
+    let server = Server::new(&image(), vec![]).await;
+    server.status(&format!("{PATH}.md5"), 404);
+    let error = server.install().await.unwrap_err();
+    assert!(matches!(error, Error::NoChecksum { .. }), "{error}");
+
+    // Anything but 404 and 410 may hide a stronger checksum.
+    for status in [500, 403] {
+        let server = Server::new(&image(), vec![]).await;
+        server.status(&format!("{PATH}.sha256"), status);
+        let error = server.install().await.unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("{status}")) && error.contains(".sha256"),
+            "{error}"
+        );
+        assert_eq!(
+            server.ranges().len(),
+            0,
+            "the image was asked for all the same"
+        );
+    }
+
+    let server = Server::new(&image(), vec![]).await;
+    server.put(&format!("{PATH}.md5"), "<html>sign in</html>");
+    let error = server.install().await.unwrap_err();
+    assert!(matches!(error, Error::ChecksumFile { .. }), "{error}");
+    server.put(&format!("{PATH}.md5"), vec![b'0'; 5000]);
+    let error = server.install().await.unwrap_err();
+    assert!(error.to_string().contains("longer than 4096"), "{error}");
+}
+
+#[tokio::test]
+async fn the_checksum_of_another_image() {
+    let server = Server::new(&image(), vec![]).await;
+    server.put(
+        &format!("{PATH}.md5"),
+        format!("{}  img.tar.lz4\n", "0".repeat(32)),
+    );
+    let error = server.install().await.unwrap_err();
+    let Error::ChecksumMismatch {
+        symptom: None,
+        from_cache: false,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert!(!error.retry_from_origin());
+}
+
+#[tokio::test]
+async fn a_flipped_byte_is_a_wrong_checksum_wherever_it_is() {
+    let image = image();
+    for position in [20, 1000, image.len() / 2, image.len() - 3] {
+        let mut damaged = image.clone();
+        damaged[position] ^= 0x40;
+        let server = Server::new(&image, vec![]).await;
+        server.put(PATH, damaged);
+        let error = server.install().await.unwrap_err();
+        assert!(
+            matches!(error, Error::ChecksumMismatch { .. }),
+            "byte {position}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_was_published_broken_says_so() {
+    let whole = image();
+    let truncated = &whole[..whole.len() / 2];
+    let server = Server::new(truncated, vec![]).await;
+    let error = server.install().await.unwrap_err();
+    assert!(error.to_string().contains("truncated"), "{error}");
+    let server = Server::new(&lz4(&archive(&[file(b"../x", b"")])), vec![]).await;
+    let error = server.install().await.unwrap_err();
+    assert!(matches!(error, Error::Refused { .. }), "{error}");
+    let server = Server::new(b"\x1f\x8b\x08 gzip", vec![]).await;
+    let error = server.install().await.unwrap_err().to_string();
+    assert!(
+        error.contains("not lz4") && error.contains("gzip"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_cache_comes_first_and_the_origin_helps_out() {
+    let image = image();
+    let origin = Server::new(&image, vec![]).await;
+    let cache = Server::new(&image, vec![]).await;
+    let mut base = cache.source.url.clone();
+    base.set_path("/");
+    base.set_query(None);
+    let mut server = origin;
+    server.source.cache = Some(base);
+    server.install().await.unwrap();
+    assert_eq!((server.ranges().len(), cache.ranges().len()), (0, 1));
+    cache.status(PATH, 404);
+    server.install().await.unwrap();
+    assert_eq!(server.ranges().len(), 1);
+
+    cache.site.lock().unwrap().statuses.clear();
+    cache.put(&format!("{PATH}.md5"), "0".repeat(32));
+    let error = server.install().await.unwrap_err();
+    assert!(error.retry_from_origin(), "{error}");
+}
+
+#[tokio::test]
+async fn a_target_that_is_not_there() {
+    let server = Server::new(&image(), vec![]).await;
+    std::fs::remove_dir(server.target.root()).unwrap();
+    let error = server.install().await.unwrap_err();
+    assert!(matches!(error, Error::Root { .. }), "{error}");
+    assert_eq!(server.ranges().len(), 0);
+}

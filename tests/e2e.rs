@@ -1,0 +1,25 @@
+//! End to end: the agent in a QEMU guest, against real services and the stand-in apiserver.
+//!
+//! Needs what `scripts/test` prepares (media, images, virtual environment) and root. Each test has a
+//! bed of its own; run at most two at a time (`--test-threads=2`). Logs: `target/e2e/<test>/`.
+
+mod support;
+
+#[path = "e2e/common.rs"]
+mod common;
+#[path = "e2e/control.rs"]
+mod control;
+#[path = "e2e/debian.rs"]
+mod debian;
+#[path = "e2e/happy.rs"]
+mod happy;
+#[path = "e2e/image.rs"]
+mod image;
+#[path = "e2e/installer.rs"]
+mod installer;
+#[path = "e2e/journal.rs"]
+mod journal;
+#[path = "e2e/layout.rs"]
+mod layout;
+#[path = "e2e/medium.rs"]
+mod medium;

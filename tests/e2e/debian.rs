@@ -1,0 +1,50 @@
+//! A real Debian, end to end.
+
+use serde_json::json;
+
+use crate::common::*;
+use crate::support::allocation::Allocation;
+use crate::support::bed::Bed;
+use crate::support::disk::{Bus, Disk};
+use crate::support::guest::Start;
+use crate::support::images::Image;
+use crate::support::media;
+
+/// The agent's largest resident set may be this many MiB during the install.
+const PEAK_MIB: u64 = 96;
+
+#[test]
+fn debian_is_installed_in_bounded_memory_and_boots_twice() {
+    let bed = Bed::plan("debian").start();
+    let disk = Disk::empty(&bed.dir, "disk", Bus::Virtio, 4096);
+    let mut machine = bed.machine(media::agent(), vec![disk]);
+    let url = bed.publish("debian", &Image::built("debian"));
+    let allocation = Allocation::new(&url, "/dev/vda").with("/hostname", json!("debian-test"));
+    let mut guest = bed.power_on(&machine);
+    hand_out(&bed, &allocation);
+    let line = guest.wait_for("peak RSS of the agent: ", 420);
+    println!("{line}");
+    let peak: u64 = line
+        .split("peak RSS of the agent: ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("no number in {line:?}"));
+    assert!(
+        peak <= PEAK_MIB,
+        "the agent used {peak} MiB, {PEAK_MIB} are allowed"
+    );
+    let booted = guest.wait_for("METAL-DEBIAN BOOTED via kexec", 300);
+    assert!(booted.contains("host=debian-test"), "{booted}");
+    let units = guest.wait_for("METAL-DEBIAN failed units:", 30);
+    assert!(units.trim_end().ends_with("failed units:"), "{units}");
+    assert_eq!(bed.standin.events(&bed.machine), GOOD);
+    assert_nothing_refused(&bed);
+    // The journal of ext4 keeps what Debian had not written yet.
+    guest.power_cut();
+
+    machine.start = Start::Disks;
+    machine.name = "second".to_owned();
+    let mut second = bed.power_on(&machine);
+    second.wait_for("METAL-DEBIAN BOOTED via firmware", 300);
+}

@@ -1,0 +1,43 @@
+//! The ISO starts the agent from every kind of drive that a BMC or a hand can offer.
+
+use serde_json::json;
+
+use crate::support::bed::Bed;
+use crate::support::guest::Media;
+use crate::support::media::{self, helper_url};
+use crate::support::services::Helper;
+
+/// Power-on to the agent's line about its settings.
+const TO_AGENT: u64 = 120;
+
+fn starts_from(name: &str, kind: Media) {
+    let bed = Bed::plan(name).helper(Helper::Absent).start();
+    let config = json!({"boot_helper_url": helper_url(), "hostname": "from-the-iso"});
+    let machine = bed.machine(media::iso(&bed.dir, &config, kind), vec![]);
+    let mut guest = bed.power_on(&machine);
+    guest.wait_for(&format!("machine {}", bed.machine), TO_AGENT);
+    // What it does with metal.config shows where it asks next.
+    guest.wait_for("waiting for an IPv6 address", 60);
+    guest.wait_for("address 2001:db8:", 60);
+    guest.wait_for(&helper_url(), 60);
+}
+
+#[test]
+fn sata_cd() {
+    starts_from("medium_sata_cd", Media::SataCd);
+}
+
+#[test]
+fn scsi_cd() {
+    starts_from("medium_scsi_cd", Media::ScsiCd);
+}
+
+#[test]
+fn usb_cd() {
+    starts_from("medium_usb_cd", Media::UsbCd);
+}
+
+#[test]
+fn usb_stick() {
+    starts_from("medium_usb_stick", Media::UsbStick);
+}
