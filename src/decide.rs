@@ -168,6 +168,23 @@ pub enum Decision {
     Hold,
 }
 
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |scope: &WipeScope| match scope.extent {
+            Extent::EveryDisk => "every disk",
+            Extent::RootDisks => "the root disks only",
+        };
+        match self {
+            Self::WipeAndWait(scope) => write!(f, "wipe {}, then wait", of(scope)),
+            Self::CheckAndWait(_) => f.write_str("check that the wiped disks still are, then wait"),
+            Self::WipeAndInstall(scope) => write!(f, "wipe and install {}", of(scope)),
+            Self::Install(_) => f.write_str("install to the wiped disks"),
+            Self::BootDisk => f.write_str("write nothing and boot the disk"),
+            Self::Hold => f.write_str("write nothing and hold"),
+        }
+    }
+}
+
 /// The decision table of contracts.md §9. Pure: no disk, no clock, no network.
 ///
 /// Two cells are not in that table and are filled with the narrower right: an allocation

@@ -4,6 +4,7 @@
 //! else is what its steps are made of.
 
 pub mod boot_helper;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod decide;

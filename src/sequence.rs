@@ -1,1 +1,57 @@
-//! See lib.rs.
+//! The boot, top to bottom.
+//!
+//! Each state is what the steps before it proved. A step consumes the state on its left
+//! and returns the one on its right, so the compiler holds the order: without `Registered`
+//! no disk is looked at, without a decision's `WipeScope` none is written, without
+//! `Installed` there is no kexec.
+
+mod allocate;
+mod authorize;
+pub mod boot_disk;
+mod booted;
+mod connect;
+pub mod failure;
+mod finish;
+mod install;
+mod preflight;
+mod progress;
+mod register;
+
+use std::convert::Infallible;
+
+pub use booted::Booted;
+use failure::{Failure, Lifeline};
+
+use crate::efi;
+use crate::efi::vars::Vars;
+use crate::report::console::Verbosity;
+
+/// What this program calls itself to switches and control plane.
+pub const PROGRAM: &str = concat!("metal-anvil ", env!("CARGO_PKG_VERSION"));
+
+/// Where EFI system partitions are mounted, read-only, to look what is on them.
+const ESP_MOUNT: &str = "/run/esp";
+
+/// Boots the machine: an installed OS takes over by kexec, or the disk by a reset, or there
+/// is a [`Failure`] to be handled.
+///
+/// # Errors
+/// The first thing that kept the boot from going on.
+pub async fn boot(lifeline: Lifeline, verbosity: Verbosity) -> Result<Infallible, Failure> {
+    let booted = Booted::start(lifeline, verbosity)?;
+    let connected = booted.connect().await?;
+    let authorized = connected.authorize().await?;
+    let registered = authorized.register().await?;
+    let allocated = registered.allocate().await?;
+    let installed = allocated.install().await?;
+    installed.kexec().await
+}
+
+/// Makes the firmware boot this medium again, whatever its order says: a BMC's "boot once"
+/// is spent, and what is on the disk may be half written.
+fn come_back(efi: &Vars) {
+    match efi::boot::set_next_to_current(efi) {
+        Ok(outcome) => tracing::debug!("BootNext: {outcome:?}"),
+        Err(error) => tracing::error!("cannot make the firmware come back to this medium: {error}"),
+    }
+}

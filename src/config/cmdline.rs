@@ -63,7 +63,7 @@ pub fn parse(text: &str) -> CommandLine {
 fn typed(key: &str, value: String) -> Value {
     match key {
         "debug" | "ipv6" | "proxy_apiserver" => Value::Bool(truth(&value)),
-        "ntp_servers" | "policy.keep_disks" => value.split(',').map(str::to_owned).collect(),
+        "ntp_servers" | "policy.exclude_disks" => value.split(',').map(str::to_owned).collect(),
         key if key.starts_with("policy.") => value.parse().map_or(Value::String(value), u64::into),
         _ => Value::String(value),
     }
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(line.layer.debug, Some(true));
         assert_eq!(line.layer.console.as_deref(), Some("ttyS0,115200n8"));
         assert_eq!(line.layer.partition.as_deref(), Some("fra-equ01"));
-        assert_eq!(line.layer.policy.lldp.chassis, Some(0));
+        assert_eq!(line.layer.policy.switches().chassis, 0);
         assert_eq!(line.layer.policy.adopt, Some(crate::decide::Adopt::Wipe));
         assert_eq!(line.medium.as_deref(), Some("METAL-HAMMER"));
         assert_eq!(line.problems, []);

@@ -128,7 +128,7 @@ mod tests {
             "http://[fd00::1]:4242/"
         );
         assert_eq!(layer.policy.adopt, Some(crate::decide::Adopt::BootDisk));
-        assert_eq!(layer.policy.lldp.interfaces, Some(0));
+        assert_eq!(layer.policy.switches().interfaces, 0);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! One source's worth of settings: everything optional, nothing merged yet.
 
-use std::time::Duration;
-
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,7 +8,8 @@ use url::Url;
 use uuid::Uuid;
 
 use super::file::Problem;
-use crate::decide::Adopt;
+use super::policy::Policy;
+use crate::control::helper_answer::HelperAnswer;
 
 /// Keys whose values are secrets.
 pub const SECRET_KEYS: &[&str] = &[
@@ -20,7 +19,7 @@ pub const SECRET_KEYS: &[&str] = &[
 ];
 
 /// What one source of settings says.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Layer {
     pub debug: Option<bool>,
     /// Base URL of the boot helper.
@@ -60,71 +59,14 @@ pub struct OsInstaller {
     pub drop_fields: Vec<String>,
 }
 
-/// What a partition's operator may tune. Everything is optional.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Policy {
-    #[serde(deserialize_with = "adopt")]
-    pub adopt: Option<Adopt>,
-    pub lldp: LldpPolicy,
-    /// How long to wait for a usable address.
-    pub slaac_timeout_seconds: Option<u64>,
-    /// How long a failure stays on the console before the machine reboots.
-    pub reboot_delay_seconds: Option<u64>,
-    /// Disks never to be written, by serial number, WWN or device path.
-    pub keep_disks: Vec<String>,
-}
-
-/// How many switch ports must be seen before the machine registers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct LldpPolicy {
-    pub interfaces: Option<usize>,
-    pub chassis: Option<usize>,
-    pub timeout_seconds: Option<u64>,
-}
-
-impl Policy {
-    /// `self` where it says something, `below` where it does not.
-    #[must_use]
-    pub fn over(self, below: Self) -> Self {
-        Self {
-            adopt: self.adopt.or(below.adopt),
-            lldp: LldpPolicy {
-                interfaces: self.lldp.interfaces.or(below.lldp.interfaces),
-                chassis: self.lldp.chassis.or(below.lldp.chassis),
-                timeout_seconds: self.lldp.timeout_seconds.or(below.lldp.timeout_seconds),
-            },
-            slaac_timeout_seconds: self.slaac_timeout_seconds.or(below.slaac_timeout_seconds),
-            reboot_delay_seconds: self.reboot_delay_seconds.or(below.reboot_delay_seconds),
-            // Both count: a disk that anybody wants kept is kept.
-            keep_disks: [self.keep_disks, below.keep_disks].concat(),
-        }
-    }
-
-    /// Time for a usable address; 120 s unless set.
-    #[must_use]
-    pub fn slaac_timeout(&self) -> Duration {
-        Duration::from_secs(self.slaac_timeout_seconds.unwrap_or(120))
-    }
-
-    /// Time between a failure and the reboot; 30 s unless set, so that a broken rack
-    /// does not hammer its control plane and a technician can read the screen.
-    #[must_use]
-    pub fn reboot_delay(&self) -> Duration {
-        Duration::from_secs(self.reboot_delay_seconds.unwrap_or(30).min(3600))
-    }
-}
-
-fn adopt<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Adopt>, D::Error> {
-    match Option::<String>::deserialize(deserializer)?.as_deref() {
-        None | Some("") => Ok(None),
-        Some("hold") => Ok(Some(Adopt::Hold)),
-        Some("boot-disk") => Ok(Some(Adopt::BootDisk)),
-        Some("wipe") => Ok(Some(Adopt::Wipe)),
-        Some(other) => Err(serde::de::Error::custom(format!(
-            "adopt is {other:?}; expected hold, boot-disk or wipe"
-        ))),
+/// The boot helper's answer as a layer. The same keys are read by the same rules, wherever
+/// they come from.
+#[must_use]
+pub fn from_answer(answer: &HelperAnswer) -> (Layer, Vec<Problem>) {
+    match serde_json::to_value(answer) {
+        Ok(Value::Object(map)) => from_map(map),
+        // A struct of texts, numbers and lists always becomes an object.
+        _ => Default::default(),
     }
 }
 

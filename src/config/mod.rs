@@ -7,7 +7,9 @@ pub mod cmdline;
 pub mod file;
 pub mod layer;
 pub mod medium;
+pub mod policy;
 mod settings;
 
-pub use layer::{Layer, OsInstaller, Policy};
+pub use layer::{Layer, OsInstaller};
+pub use policy::Policy;
 pub use settings::{Settings, Source, Sourced};

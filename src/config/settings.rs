@@ -6,7 +6,8 @@ use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
-use super::layer::{Layer, OsInstaller, Policy};
+use super::layer::{Layer, OsInstaller};
+use super::policy::Policy;
 
 /// Where a value came from, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -184,13 +185,13 @@ mod tests {
     fn a_disk_that_anybody_wants_kept_is_kept() {
         let keep = |disk: &str| Layer {
             policy: Policy {
-                keep_disks: vec![disk.into()],
+                exclude_disks: vec![disk.into()],
                 ..Policy::default()
             },
             ..Layer::default()
         };
         let settings =
             Settings::from_layers([(Source::File, keep("S1")), (Source::BootHelper, keep("S2"))]);
-        assert_eq!(settings.policy.keep_disks, ["S1", "S2"]);
+        assert_eq!(settings.policy.exclude_disks, ["S1", "S2"]);
     }
 }

@@ -19,7 +19,6 @@ use super::http::{
 use super::retry::{self, Policy, Verdict};
 use super::text::{SHOWN_CHARS, printable};
 
-/// Helpers restart, routes converge, a fleet powers on at once: five minutes bridge that.
 const POLICY: Policy = Policy {
     base: Duration::from_millis(500),
     cap: Duration::from_secs(15),
@@ -98,7 +97,7 @@ impl HelperError {
     }
 }
 
-/// Asks the boot helper at `base` what this machine needs, for up to five minutes.
+/// Asks the boot helper at `base` what this machine needs, again and again within `budget`.
 /// `ticket` is `metal_ticket`, sent as a bearer token.
 ///
 /// # Errors
@@ -108,8 +107,10 @@ pub async fn fetch(
     base: &Url,
     machine: Uuid,
     ticket: Option<&SecretString>,
+    budget: Duration,
 ) -> Result<HelperAnswer, HelperError> {
-    fetch_within(client, base, machine, ticket, POLICY).await
+    let policy = Policy { budget, ..POLICY };
+    fetch_within(client, base, machine, ticket, policy).await
 }
 
 pub(super) async fn fetch_within(

@@ -115,6 +115,12 @@ pub struct Policy {
     /// How long to wait for a usable address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slaac_timeout_seconds: Option<u64>,
+    /// How long the boot helper may take to give a usable answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_helper_timeout_seconds: Option<u64>,
+    /// How long a failure stays on the console before the machine reboots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reboot_delay_seconds: Option<u64>,
     /// How long to wait for an allocation before a planned reboot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_hours: Option<u64>,

@@ -1,5 +1,6 @@
 //! BootNext, BootOrder and boot entries (UEFI 2.10, 3.1 and 3.3).
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
@@ -40,6 +41,26 @@ pub enum Chosen {
     },
 }
 
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Existing {
+                number,
+                description,
+            } => write!(f, "boot entry {number:04X} {description:?}"),
+            Self::Made {
+                number,
+                device,
+                loader,
+            } => write!(
+                f,
+                "new boot entry {number:04X} for {loader} on {}",
+                device.display()
+            ),
+        }
+    }
+}
+
 /// The entry that the firmware booted from, if it says so.
 ///
 /// # Errors
@@ -68,7 +89,11 @@ pub fn set_next_to_current(vars: &Vars) -> Result<Next, Error> {
     Ok(Next::Set(number))
 }
 
-fn set_next(vars: &Vars, number: u16) -> Result<(), Error> {
+/// Makes the next boot use one entry, whatever BootOrder says.
+///
+/// # Errors
+/// What the firmware answers to the write.
+pub fn set_next(vars: &Vars, number: u16) -> Result<(), Error> {
     vars.write("BootNext", GLOBAL, NV_BS_RT, &number.to_le_bytes())?;
     Ok(())
 }

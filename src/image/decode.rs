@@ -12,7 +12,7 @@ const LZ4_FRAME: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
 /// The format of `lz4 -l`: it has no end mark, so a cut-off file could not be told from a whole one.
 const LZ4_LEGACY: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
 /// Enough to recognise every format below (a tar's `ustar` stands at 257).
-const PEEK: usize = 262;
+pub const PEEK: usize = 262;
 /// Size of the buffers handed to the unpacker.
 pub const BUFFER: usize = 256 * 1024;
 
@@ -28,12 +28,7 @@ pub fn decode<R: BufRead>(
 ) -> Result<u64, Stop> {
     let mut source = Source::new(source);
     let head = source.peek(PEEK).map_err(|e| stop(&e, 0))?;
-    if !head.starts_with(&LZ4_FRAME) {
-        return Err(Stop::Failed(Error::NotLz4 {
-            url: shown_url.to_owned(),
-            found: describe(head),
-        }));
-    }
+    check_magic(head, shown_url).map_err(Stop::Failed)?;
     let mut decoded = 0;
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
@@ -77,6 +72,20 @@ pub fn decode<R: BufRead>(
         sink(buffer)?;
     }
     Ok(decoded)
+}
+
+/// Whether `head`, the first bytes of an image, begins an lz4 frame.
+///
+/// # Errors
+/// `NotLz4`, with what it seems to be instead.
+pub fn check_magic(head: &[u8], shown_url: &str) -> Result<(), Error> {
+    if head.starts_with(&LZ4_FRAME) {
+        return Ok(());
+    }
+    Err(Error::NotLz4 {
+        url: shown_url.to_owned(),
+        found: describe(head),
+    })
 }
 
 fn damaged(at: u64, reason: &str) -> Stop {

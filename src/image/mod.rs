@@ -22,6 +22,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +71,22 @@ pub struct Progress {
     pub entries: u64,
 }
 
+impl fmt::Display for VerifiedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Progress {
+            downloaded,
+            unpacked,
+            entries,
+            ..
+        } = self.progress;
+        write!(
+            f,
+            "image verified: {} {} over {downloaded} bytes, {entries} entries, {unpacked} bytes unpacked",
+            self.algorithm, self.digest
+        )
+    }
+}
+
 /// The proof that a tree was unpacked from bytes that match their checksum, and flushed to disk.
 #[derive(Debug)]
 pub struct VerifiedImage {
@@ -116,6 +133,25 @@ impl VerifiedImage {
     }
 }
 
+/// Looks whether an image can be had: its checksum is there and makes sense, its download
+/// begins, and what begins is lz4. Nothing is written, and only the first bytes are read.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn probe(client: &Client, source: &ImageSource) -> Result<(), Error> {
+    let patience = Patience::default();
+    let (_, mut download, _) = choose(client, source, &patience).await?;
+    let mut head = Vec::new();
+    while head.len() < decode::PEEK {
+        match download.next().await? {
+            Some(chunk) => head.extend_from_slice(&chunk),
+            None => break,
+        }
+    }
+    head.truncate(decode::PEEK);
+    decode::check_magic(&head, &download.shown())
+}
+
 /// Streams an image into the directory `root`.
 ///
 /// # Errors
@@ -136,24 +172,33 @@ async fn install_patiently(
     progress: &(dyn Fn(Progress) + Send + Sync),
     patience: &Patience,
 ) -> Result<VerifiedImage, Error> {
-    check_url(&source.url)?;
     let root_error = |source| Error::Root {
         path: root.display().to_string(),
         source,
     };
     let directory = RootDir::open(root).map_err(root_error)?;
+    let (expected, download, from_cache) = choose(client, source, patience).await?;
+    run(expected, download, directory, progress, from_cache).await
+}
+
+/// Begins the download at the cache, or where that does not help, at the origin; true when
+/// it is the cache.
+async fn choose<'a>(
+    client: &'a Client,
+    source: &ImageSource,
+    patience: &'a Patience,
+) -> Result<(Expected, Download<'a>, bool), Error> {
+    check_url(&source.url)?;
     if let Some(cache) = &source.cache {
         match open_cached(client, &source.url, cache, patience).await {
-            Ok((expected, download)) => {
-                return run(expected, download, directory, progress, true).await;
-            }
+            Ok((expected, download)) => return Ok((expected, download, true)),
             Err(error) => {
                 tracing::warn!(%error, "the image cache does not help, trying the origin");
             }
         }
     }
     let (expected, download) = open(client, &source.url, patience).await?;
-    run(expected, download, directory, progress, false).await
+    Ok((expected, download, false))
 }
 
 async fn open_cached<'a>(

@@ -80,23 +80,36 @@ impl FormatTime for SinceBoot {
     }
 }
 
+/// Turns the logging's detail up or down.
+pub type Verbosity = Box<dyn Fn(bool) + Send + Sync>;
+
 /// Sends log lines to the consoles: the agent's at `info` (`debug` when asked for), its
-/// libraries' only when they warn.
-pub fn start_logging(consoles: Consoles, debug: bool) {
-    let filter = if debug {
-        "warn,metal_anvil=debug"
-    } else {
-        "warn,metal_anvil=info"
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+/// libraries' only when they warn. Settings that ask for `debug` are read later than the
+/// first line is written, hence the switch that is returned.
+#[must_use]
+pub fn start_logging(consoles: Consoles) -> Verbosity {
+    let builder = tracing_subscriber::fmt()
         .with_timer(SinceBoot)
         .with_target(false)
         .with_ansi(false)
         .with_writer(consoles)
-        .finish();
+        .with_env_filter(filter(false))
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
     // Fails only when a subscriber is set already, and then that one is right.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = tracing::subscriber::set_global_default(builder.finish());
+    Box::new(move |debug| {
+        // Fails only when the subscriber is gone, and with it every line.
+        let _ = handle.reload(filter(debug));
+    })
+}
+
+fn filter(debug: bool) -> EnvFilter {
+    EnvFilter::new(if debug {
+        "warn,metal_anvil=debug"
+    } else {
+        "warn,metal_anvil=info"
+    })
 }
 
 #[cfg(test)]

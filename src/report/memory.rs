@@ -1,7 +1,18 @@
-//! The agent's own memory, for the figure at the end of a boot.
+//! What the agent runs on and what it takes of it: figures for the log.
 
 use std::fs;
 use std::path::Path;
+
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+/// What this boot runs on: kernel and usable memory, for the first line of the log.
+#[must_use]
+pub fn host() -> String {
+    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let bytes = System::new_with_specifics(memory).map_or(0, |system| system.total_memory());
+    let kernel = System::kernel_version().unwrap_or_default();
+    format!("Linux {kernel}, {} MiB of memory", bytes >> 20)
+}
 
 /// Peak resident memory of this process in bytes, from `VmHWM` of `/proc/self/status`.
 #[must_use]

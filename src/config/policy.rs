@@ -1,0 +1,127 @@
+//! What a partition's operator may tune, and what holds where nothing is said.
+
+use std::time::Duration;
+
+pub use crate::control::helper_answer::{LldpPolicy, Policy};
+use crate::net::lldp::Requirement;
+
+/// A failure stays on the screen so long: a technician can read it, and a broken rack does
+/// not hammer its control plane.
+const REBOOT_DELAY: Duration = Duration::from_secs(30);
+/// Longer than this and a machine looks dead.
+const MAX_REBOOT_DELAY: Duration = Duration::from_secs(3600);
+const SLAAC_TIMEOUT: Duration = Duration::from_secs(120);
+/// Helpers restart, routes converge, a fleet powers on at once.
+const BOOT_HELPER_TIMEOUT: Duration = Duration::from_secs(300);
+/// Hours until the planned reboot, and the greatest length of the random time added to it.
+const WAIT_HOURS: u64 = 24;
+/// A machine token lives less than a week (contracts.md §3).
+const MAX_WAIT_HOURS: u64 = 72;
+
+impl Policy {
+    /// `self` where it says something, `below` where it does not.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        let lldp = match (self.lldp, below.lldp) {
+            (Some(upper), Some(lower)) => Some(LldpPolicy {
+                interfaces: upper.interfaces.or(lower.interfaces),
+                chassis: upper.chassis.or(lower.chassis),
+                timeout_seconds: upper.timeout_seconds.or(lower.timeout_seconds),
+                switches: [upper.switches, lower.switches].concat(),
+            }),
+            (upper, lower) => upper.or(lower),
+        };
+        Self {
+            adopt: self.adopt.or(below.adopt),
+            lldp,
+            slaac_timeout_seconds: self.slaac_timeout_seconds.or(below.slaac_timeout_seconds),
+            boot_helper_timeout_seconds: self
+                .boot_helper_timeout_seconds
+                .or(below.boot_helper_timeout_seconds),
+            reboot_delay_seconds: self.reboot_delay_seconds.or(below.reboot_delay_seconds),
+            wait_hours: self.wait_hours.or(below.wait_hours),
+            // Both count: a disk that anybody wants left alone is.
+            exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
+        }
+    }
+
+    /// Time for a usable address.
+    #[must_use]
+    pub fn slaac_timeout(&self) -> Duration {
+        self.slaac_timeout_seconds
+            .map_or(SLAAC_TIMEOUT, Duration::from_secs)
+    }
+
+    /// Time for a usable answer of the boot helper.
+    #[must_use]
+    pub fn boot_helper_timeout(&self) -> Duration {
+        self.boot_helper_timeout_seconds
+            .map_or(BOOT_HELPER_TIMEOUT, Duration::from_secs)
+    }
+
+    /// Time between a failure and the reboot.
+    #[must_use]
+    pub fn reboot_delay(&self) -> Duration {
+        self.reboot_delay_seconds
+            .map_or(REBOOT_DELAY, Duration::from_secs)
+            .min(MAX_REBOOT_DELAY)
+    }
+
+    /// Time without an allocation until the planned reboot, before the random part.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        let hours = self
+            .wait_hours
+            .unwrap_or(WAIT_HOURS)
+            .clamp(1, MAX_WAIT_HOURS);
+        Duration::from_secs(hours * 3600)
+    }
+
+    /// The switches that have to be heard before the machine registers.
+    #[must_use]
+    pub fn switches(&self) -> Requirement {
+        let default = Requirement::default();
+        let Some(lldp) = &self.lldp else {
+            return default;
+        };
+        let count = |set: Option<u32>, default| set.map_or(default, |n| n as usize);
+        Requirement {
+            interfaces: count(lldp.interfaces, default.interfaces),
+            chassis: count(lldp.chassis, default.chassis),
+            timeout: lldp
+                .timeout_seconds
+                .map_or(default.timeout, Duration::from_secs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(json: serde_json::Value) -> Policy {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn the_upper_policy_wins_and_both_exclude_disks() {
+        let upper = serde_json::json!({"lldp": {"chassis": 1}, "exclude_disks": ["S1"]});
+        let lower = serde_json::json!({"lldp": {"chassis": 4, "interfaces": 3},
+            "exclude_disks": ["S2"], "reboot_delay_seconds": 7});
+        let policy = policy(upper).over(policy(lower));
+        assert_eq!(policy.exclude_disks, ["S1", "S2"]);
+        assert_eq!(policy.reboot_delay(), Duration::from_secs(7));
+        let switches = policy.switches();
+        assert_eq!((switches.interfaces, switches.chassis), (3, 1));
+        assert_eq!(switches.timeout, Duration::from_secs(32));
+    }
+
+    #[test]
+    fn defaults_and_limits() {
+        assert_eq!(Policy::default().switches(), Requirement::default());
+        assert_eq!(Policy::default().reboot_delay(), REBOOT_DELAY);
+        let odd = policy(serde_json::json!({"reboot_delay_seconds": 1_000_000, "wait_hours": 0}));
+        assert_eq!(odd.reboot_delay(), MAX_REBOOT_DELAY);
+        assert_eq!(odd.wait(), Duration::from_secs(3600));
+    }
+}

@@ -1,0 +1,245 @@
+//! Registered -> Allocated: what may be erased is decided, done, and an allocation is there.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::task::block_in_place;
+
+use super::failure::{During, Failure, Step};
+use super::register::Registered;
+use super::{boot_disk, come_back};
+use crate::control::api::{Allocation, EventType};
+use crate::decide::{
+    Age, Answer, Decision, Journal, WipeScope, decide, silence_that_proves_no_allocation,
+};
+use crate::efi::gpt::Partition;
+use crate::efi::{esp, journal};
+use crate::init::power;
+use crate::storage::eligible::{self, Exclusions, Sorted};
+use crate::storage::wipe::{self, Depth};
+use crate::storage::{disks, scope};
+
+/// How often a machine that holds looks whether something has changed.
+const HOLD: Duration = Duration::from_secs(60);
+
+/// A machine with an allocation, and the right to write it to its disks.
+pub struct Allocated {
+    pub(super) registered: Registered,
+    pub(super) allocation: Allocation,
+    pub(super) scope: WipeScope,
+    /// Whether the scope's disks still hold what was there before.
+    pub(super) disks_are_empty: bool,
+    /// A finished install of this very allocation stands on the disk.
+    pub(super) reinstall: bool,
+}
+
+impl Registered {
+    /// Decides what may be erased (contracts.md §9), erases it, and waits for an allocation.
+    ///
+    /// # Errors
+    /// The control plane cannot be asked, the journal cannot be read or written, or a disk
+    /// could not be wiped.
+    pub(super) async fn allocate(self) -> Result<Allocated, Failure> {
+        let journal = self.read_journal()?;
+        tracing::info!("install journal: {journal}");
+        let mut reported_hold = false;
+        loop {
+            let standing = self.ask(&journal).await?;
+            let answer = self.answer(standing.as_ref());
+            let adopt = self.authorized.settings.policy.adopt.unwrap_or_default();
+            let decision = decide(&journal, answer, adopt);
+            tracing::info!("decision: {decision}");
+            match (decision, standing) {
+                (Decision::WipeAndInstall(scope), Some(allocation)) => {
+                    let reinstall = matches!(journal, Journal::Installed { allocation: done } if done == allocation.uuid);
+                    return Ok(self.allocated(allocation, scope, false, reinstall));
+                }
+                (Decision::Install(scope), Some(allocation)) => {
+                    return Ok(self.allocated(allocation, scope, true, false));
+                }
+                (Decision::WipeAndWait(scope), _) => {
+                    self.wipe(scope, Depth::Full).await?;
+                    return self.wait().await;
+                }
+                (Decision::CheckAndWait(scope), _) => {
+                    self.check(scope).await?;
+                    return self.wait().await;
+                }
+                (Decision::BootDisk, _) => {
+                    match boot_disk::boot(&self.authorized.connected.booted.efi)? {}
+                }
+                (Decision::Hold, _) => {
+                    self.hold(&mut reported_hold).await;
+                }
+                (Decision::WipeAndInstall(_) | Decision::Install(_), None) => {
+                    let why = "an install was decided without an allocation; this is a defect of the agent";
+                    return Err(Failure::new(Step::Allocation, why));
+                }
+            }
+        }
+    }
+
+    fn allocated(
+        self,
+        allocation: Allocation,
+        scope: WipeScope,
+        disks_are_empty: bool,
+        reinstall: bool,
+    ) -> Allocated {
+        Allocated {
+            registered: self,
+            allocation,
+            scope,
+            disks_are_empty,
+            reinstall,
+        }
+    }
+
+    fn read_journal(&self) -> Result<Journal, Failure> {
+        let efi = &self.authorized.connected.booted.efi;
+        if journal::is_present(efi).during(Step::Allocation)? {
+            return journal::read(efi, None).during(Step::Allocation);
+        }
+        let disks = disks::discover(Path::new("/sys")).during(Step::Allocation)?;
+        let disks: Vec<_> = disks.into_iter().map(|disk| disk.path).collect();
+        let esps: Vec<_> = esp::esps_of(&disks).iter().map(Partition::device).collect();
+        let copies = journal::esp_copies(&esps, Path::new(super::ESP_MOUNT));
+        journal::read(efi, journal::agreed(&copies)).during(Step::Allocation)
+    }
+
+    /// Whether the machine has an allocation: `None` only after a silence that proves it.
+    async fn ask(&self, journal: &Journal) -> Result<Option<Allocation>, Failure> {
+        let (silence, waits) = silence_that_proves_no_allocation(journal);
+        tracing::info!(
+            "asking for an allocation; {} s of silence mean none",
+            silence.as_secs()
+        );
+        self.authorized.probe(silence, waits).await
+    }
+
+    fn answer(&self, allocation: Option<&Allocation>) -> Answer {
+        let Some(allocation) = allocation else {
+            return Answer::NoAllocation;
+        };
+        let order = self.authorized.settings.order.as_ref();
+        Answer::Allocation {
+            uuid: allocation.uuid,
+            age: Age::of(allocation.created_at, self.at),
+            ordered: allocation.reinstall
+                || order.is_some_and(|order| order.value == allocation.uuid),
+        }
+    }
+
+    /// Says that a standing allocation meets a machine without a journal, then pauses.
+    async fn hold(&self, reported: &mut bool) {
+        let why = "holding: this machine has an allocation but no install journal, so its disks may be in use; \
+                   nothing was written. Order the install with machine.allocation in metal.config, set policy.adopt, \
+                   or free the machine";
+        if !*reported {
+            tracing::warn!("{why}");
+            match self
+                .authorized
+                .apiserver
+                .send_event(EventType::Crashed, why)
+                .await
+            {
+                Ok(()) => *reported = true,
+                Err(error) => tracing::warn!("cannot report that the machine holds: {error}"),
+            }
+        }
+        tokio::time::sleep(HOLD).await;
+    }
+
+    /// The machine's disks, sorted into those that may be touched and those that may not.
+    pub(super) fn sorted_disks(&self) -> Result<Sorted, Failure> {
+        let disks = disks::discover(Path::new("/sys")).during(Step::Wipe)?;
+        let excluded = &self.authorized.settings.policy.exclude_disks;
+        // An operator names a disk by whatever stands on its label.
+        let exclusions = Exclusions {
+            serials: excluded.clone(),
+            wwns: excluded.clone(),
+            paths: excluded.clone(),
+        };
+        let medium = self.authorized.connected.booted.medium.first();
+        let sorted = eligible::erasable(disks, medium.map(String::as_str), &exclusions);
+        for (disk, reason) in &sorted.left_alone {
+            tracing::info!("{} is left alone: {reason}", disk.path.display());
+        }
+        Ok(sorted)
+    }
+
+    async fn wipe(&self, scope: WipeScope, depth: Depth) -> Result<(), Failure> {
+        let efi = &self.authorized.connected.booted.efi;
+        come_back(efi);
+        let disks =
+            scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
+        tracing::info!("wiping {} disks", disks.disks().len());
+        let wiped = block_in_place(|| wipe::wipe(&disks, depth)).during(Step::Wipe)?;
+        for disk in &wiped {
+            tracing::info!("{disk}");
+        }
+        journal::write(efi, &Journal::Wiped).during(Step::Wipe)
+    }
+
+    /// Disks that an earlier boot wiped are looked at, and wiped again if something wrote to them.
+    async fn check(&self, scope: WipeScope) -> Result<(), Failure> {
+        let disks =
+            scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
+        let dirty = block_in_place(|| wipe::quick_check(&disks)).during(Step::Wipe)?;
+        if dirty.is_empty() {
+            tracing::info!("{} disks are still empty", disks.disks().len());
+            return Ok(());
+        }
+        for found in &dirty {
+            tracing::warn!("{found}");
+        }
+        self.wipe(scope, Depth::Quick).await
+    }
+
+    /// Waits for an allocation, for as long as it takes or until the planned reboot.
+    async fn wait(self) -> Result<Allocated, Failure> {
+        self.authorized
+            .apiserver
+            .send_event(EventType::Waiting, "")
+            .await
+            .during(Step::Allocation)?;
+        tracing::info!("waiting for an allocation");
+        // An idle machine reboots, so that new agents and firmware settings reach it; at a random
+        // time, so that a fleet does not reboot at once.
+        let wait = self.authorized.settings.policy.wait();
+        let patience = wait + wait.mul_f64(rand::random());
+        let Ok(allocation) =
+            tokio::time::timeout(patience, self.authorized.wait_for_allocation()).await
+        else {
+            match self.planned_reboot().await {}
+        };
+        let allocation = allocation?;
+        match decide(
+            &Journal::Wiped,
+            self.answer(Some(&allocation)),
+            Default::default(),
+        ) {
+            Decision::Install(scope) => Ok(self.allocated(allocation, scope, true, false)),
+            other => {
+                let why = format!(
+                    "wiped disks and an allocation lead to {other}; this is a defect of the agent"
+                );
+                Err(Failure::new(Step::Allocation, why))
+            }
+        }
+    }
+
+    async fn planned_reboot(&self) -> Infallible {
+        tracing::info!("no allocation for a day and more: planned reboot");
+        let event = self
+            .authorized
+            .apiserver
+            .send_event(EventType::PlannedReboot, "");
+        if let Err(error) = event.await {
+            tracing::warn!("cannot announce the planned reboot: {error}");
+        }
+        come_back(&self.authorized.connected.booted.efi);
+        power::reboot_now()
+    }
+}

@@ -1,0 +1,159 @@
+//! Connected -> Authorized: the boot helper's answer, and with it a token.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::connect::Connected;
+use super::failure::{During, Failure, Step};
+use crate::config::{Settings, Source, Sourced, layer};
+use crate::control::api::Allocation;
+use crate::control::apiserver::Apiserver;
+use crate::control::boot_helper_client;
+use crate::control::error::Error;
+use crate::control::http::{self, Trust};
+
+/// A helper whose tokens are refused at once must not be asked in a tight loop.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// A machine that may talk to metal-apiserver.
+pub struct Authorized {
+    pub(super) connected: Connected,
+    pub(super) settings: Settings,
+    pub(super) apiserver: Apiserver,
+    pub(super) downloads: reqwest::Client,
+}
+
+impl Connected {
+    /// Asks the boot helper for configuration and token. A medium that pins apiserver and
+    /// token needs no helper.
+    ///
+    /// # Errors
+    /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
+    pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
+        let settings = self.ask_helper().await?;
+        (self.booted.verbosity)(settings.debug);
+        self.booted.lifeline.follow(&settings.policy);
+        for line in settings.summary() {
+            tracing::info!("{line}");
+        }
+        let (base, token) = endpoint(&settings)?;
+        let client = http::control_client(trust(&settings)).during(Step::BootHelper)?;
+        let downloads = match &settings.ca_cert {
+            Some(ca) => Trust::PublicAnd(&ca.value),
+            None => Trust::Public,
+        };
+        let downloads = http::download_client(downloads).during(Step::BootHelper)?;
+        let apiserver =
+            Apiserver::new(&base, token, self.booted.machine, client).during(Step::BootHelper)?;
+        self.booted.lifeline.report_to(&apiserver);
+        Ok(Authorized {
+            connected: self,
+            settings,
+            apiserver,
+            downloads,
+        })
+    }
+
+    /// The settings with the boot helper's answer merged in.
+    pub(super) async fn ask_helper(&self) -> Result<Settings, Failure> {
+        let local = self.booted.settings();
+        let Some(helper) = &local.boot_helper_url else {
+            if local.apiserver_url.is_some() && local.token.is_some() {
+                return Ok(local);
+            }
+            let why = "no boot helper URL; set boot_helper_url in boot/metal.config of the medium, \
+                       or PIXIE_API_URL=http://[address]:4242 on the kernel command line";
+            return Err(Failure::new(Step::BootHelper, why));
+        };
+        let client = http::control_client(trust(&local)).during(Step::BootHelper)?;
+        let answer = boot_helper_client::fetch(
+            &client,
+            &helper.value,
+            self.booted.machine,
+            local.ticket.as_ref(),
+            local.policy.boot_helper_timeout(),
+        )
+        .await
+        .during(Step::BootHelper)?;
+        let (layer, problems) = layer::from_answer(&answer);
+        for problem in problems {
+            tracing::warn!("boot helper's answer, {problem}");
+        }
+        let mut layers = self.booted.layers.clone();
+        layers.push((Source::BootHelper, layer));
+        Ok(Settings::from_layers(layers))
+    }
+}
+
+impl Authorized {
+    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed.
+    pub(super) async fn probe(
+        &self,
+        silence: Duration,
+        waits: u32,
+    ) -> Result<Option<Allocation>, Failure> {
+        loop {
+            match self.apiserver.probe(silence, waits).await {
+                Err(error) if error.is_unauthenticated() => self.renew_token(&error).await?,
+                result => return result.during(Step::Allocation),
+            }
+        }
+    }
+
+    /// Waits for an allocation, for as long as it takes; a token that expires is renewed.
+    pub(super) async fn wait_for_allocation(&self) -> Result<Allocation, Failure> {
+        loop {
+            match self.apiserver.wait_for_allocation().await {
+                Err(error) if error.is_unauthenticated() => self.renew_token(&error).await?,
+                result => return result.during(Step::Allocation),
+            }
+        }
+    }
+
+    /// Fetches a new token from the boot helper.
+    async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
+        tracing::warn!("{refused}; asking the boot helper for a new token");
+        let settings = self.connected.ask_helper().await?;
+        let (_, token) = endpoint(&settings)?;
+        self.apiserver.set_token(token);
+        tokio::time::sleep(RENEWAL_PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Whom to believe at boot helper and apiserver.
+fn trust(settings: &Settings) -> Trust<'_> {
+    match &settings.ca_cert {
+        Some(ca) => Trust::Only(&ca.value),
+        None => Trust::Public,
+    }
+}
+
+/// Where metal-apiserver is, and the token for it.
+fn endpoint(settings: &Settings) -> Result<(Url, SecretString), Failure> {
+    let missing = |what| {
+        let why = format!(
+            "neither the boot helper nor metal.config gives {what}; check the boot helper's configuration"
+        );
+        Failure::new(Step::BootHelper, why)
+    };
+    // A helper may offer itself as a proxy, but not in the place of a pinned apiserver.
+    let pinned = settings
+        .apiserver_url
+        .as_ref()
+        .is_some_and(|url| url.source != Source::BootHelper);
+    let proxy = settings
+        .boot_helper_url
+        .as_ref()
+        .filter(|_| settings.proxy_apiserver && !pinned);
+    let Sourced { value: base, .. } = proxy
+        .or(settings.apiserver_url.as_ref())
+        .ok_or_else(|| missing("metal_apiserver_url"))?;
+    let token = settings
+        .token
+        .as_ref()
+        .ok_or_else(|| missing("metal_apiserver_token_for_hammer"))?;
+    Ok((base.clone(), token.value.clone()))
+}

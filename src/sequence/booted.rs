@@ -1,0 +1,114 @@
+//! The first state: what the machine knows of itself before it has a network.
+
+use std::fs;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::failure::{During, Failure, Lifeline, Step};
+use crate::config::cmdline;
+use crate::config::layer::Layer;
+use crate::config::{Settings, Source, file, medium};
+use crate::efi;
+use crate::efi::vars::Vars;
+use crate::hardware;
+use crate::report::console::Verbosity;
+
+/// Where the boot medium is mounted for the moment it takes to read it.
+const MEDIUM_MOUNT: &str = "/run/medium";
+
+/// A machine that runs the agent, and what it was told so far.
+pub struct Booted {
+    pub(super) lifeline: Lifeline,
+    pub(super) verbosity: Verbosity,
+    /// What medium and command line say; the boot helper's answer joins them later.
+    pub(super) layers: Vec<(Source, Layer)>,
+    /// Kernel names of the devices that this boot came from.
+    pub(super) medium: Vec<String>,
+    pub(super) machine: Uuid,
+    pub(super) efi: Vars,
+}
+
+impl Booted {
+    /// Reads command line, boot medium, machine id and the firmware's variables.
+    ///
+    /// # Errors
+    /// No usable machine id, no UEFI, or settings that forbid what this agent is.
+    pub fn start(lifeline: Lifeline, verbosity: Verbosity) -> Result<Self, Failure> {
+        let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
+        let command_line = cmdline::parse(&line);
+        for problem in &command_line.problems {
+            tracing::warn!("kernel command line, {problem}");
+        }
+        let (file, medium) = match &command_line.medium {
+            Some(label) => read_medium(label),
+            None => (Layer::default(), Vec::new()),
+        };
+        let layers = vec![
+            (Source::CommandLine, command_line.layer),
+            (Source::File, file),
+        ];
+        let settings = Settings::from_layers(layers.clone());
+        verbosity(settings.debug);
+        lifeline.follow(&settings.policy);
+        let efi = Vars::open(Path::new(efi::EFIVARS)).during(Step::Start)?;
+        lifeline.use_efi(&efi);
+        if !settings.ipv6 {
+            let why =
+                "metal.config says ipv6: false, but this agent speaks IPv6 only; remove the key";
+            return Err(Failure::new(Step::Start, why));
+        }
+        let machine = hardware::machine_id(Path::new("/sys")).during(Step::Start)?;
+        tracing::info!("machine {machine}");
+        if let Some(hostname) = &settings.hostname
+            && let Err(errno) = nix::unistd::sethostname(hostname)
+        {
+            tracing::warn!("cannot set the host name {hostname:?}: {errno}");
+        }
+        Ok(Self {
+            lifeline,
+            verbosity,
+            layers,
+            medium,
+            machine,
+            efi,
+        })
+    }
+
+    /// The settings as they stand without the boot helper's answer.
+    pub(super) fn settings(&self) -> Settings {
+        Settings::from_layers(self.layers.clone())
+    }
+}
+
+/// Reads `metal.config` from the medium. Nothing that is wrong with it ends the boot: the
+/// kernel command line may hold all that is needed.
+fn read_medium(label: &str) -> (Layer, Vec<String>) {
+    let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
+    let medium = match medium::read(sys, dev, label, Path::new(MEDIUM_MOUNT)) {
+        Ok(medium) => medium,
+        Err(error) => {
+            tracing::warn!("{error}; going on with the kernel command line alone");
+            return Default::default();
+        }
+    };
+    tracing::info!("boot medium {label} is {}", medium.names.join(", "));
+    let Some(config) = medium.config else {
+        tracing::warn!(
+            "the boot medium holds no boot/metal.config; going on with the kernel command line alone"
+        );
+        return (Layer::default(), medium.names);
+    };
+    match file::parse(&config) {
+        Ok((layer, problems)) => {
+            for problem in problems {
+                tracing::warn!("metal.config, {problem}");
+            }
+            (layer, medium.names)
+        }
+        Err(error) => {
+            tracing::warn!("{error}; going on with the kernel command line alone");
+            (Layer::default(), medium.names)
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Booted -> Connected: links up, an address by SLAAC, neighbours by LLDP.
+
+use super::Booted;
+use super::failure::{During, Failure, Step};
+use crate::net::lldp;
+use crate::net::{self, Network};
+
+/// A machine with a usable address.
+pub struct Connected {
+    pub(super) booted: Booted,
+    /// Keeps links and DNS servers followed.
+    _network: Network,
+    pub(super) lldp: lldp::Listener,
+}
+
+impl Booted {
+    /// Brings every link up and waits for a usable address.
+    ///
+    /// # Errors
+    /// No address within the policy's time; the cause has a line for each NIC.
+    pub(super) async fn connect(self) -> Result<Connected, Failure> {
+        let policy = self.settings().policy;
+        let network = net::bring_up(&net::Options::default())
+            .await
+            .during(Step::Network)?;
+        // Switches send every 30 s: listening begins before there is an address.
+        let identity = lldp::Identity {
+            system_name: self.machine.to_string(),
+            program: super::PROGRAM.into(),
+        };
+        let lldp = lldp::Listener::start(network.watch(), identity);
+        tracing::info!(
+            "waiting for an IPv6 address, {} s at most",
+            policy.slaac_timeout().as_secs()
+        );
+        let address = network
+            .wait_for_address(policy.slaac_timeout())
+            .await
+            .during(Step::Network)?;
+        tracing::info!("address {} on {}", address.address, address.link);
+        Ok(Connected {
+            booted: self,
+            _network: network,
+            lldp,
+        })
+    }
+}

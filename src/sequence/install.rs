@@ -1,0 +1,270 @@
+//! Allocated -> Installed: disks laid out, image streamed and verified, OS made bootable.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::task::block_in_place;
+
+use super::allocate::Allocated;
+use super::come_back;
+use super::failure::{During, Failure, Step};
+use super::finish::{Installed, NewKernel};
+use super::preflight::Checked;
+use super::progress::ProgressLine;
+use crate::control::api::EventType;
+use crate::decide::Journal;
+use crate::efi::device_path::EspLocation;
+use crate::efi::{boot, esp, journal};
+use crate::image::root::RootDir;
+use crate::image::{self, VerifiedImage};
+use crate::install::files::{self, Facts};
+use crate::install::{self, BootInfo, chroot, kexec, native};
+use crate::storage::apply::apply;
+use crate::storage::target::{EfiPartition, Target};
+use crate::storage::tools::Tools;
+use crate::storage::wipe::{self, Depth};
+
+/// Where the new root is mounted.
+const TARGET: &str = "/mnt/root";
+
+impl Allocated {
+    /// Installs the allocation's image.
+    ///
+    /// # Errors
+    /// Anything that went wrong. What a failure after the first write leaves is not bootable.
+    pub(super) async fn install(self) -> Result<Installed, Failure> {
+        let lifeline = &self.registered.authorized.connected.booted.lifeline;
+        lifeline.old_os_is_whole(self.reinstall);
+        let checked = self.check().await?;
+        self.announce().await?;
+        lifeline.old_os_is_whole(false);
+        let password = install::console_password().during(Step::Installer)?;
+        match self.write(&checked, &password).await {
+            Ok(kernel) => Ok(Installed {
+                allocated: self,
+                password,
+                kernel,
+            }),
+            Err(failure) => {
+                self.spoil(&checked);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Says what is about to happen, last of all where a power cut cannot erase it: from
+    /// then on this boot may write, and the next one knows that it did.
+    async fn announce(&self) -> Result<(), Failure> {
+        self.registered
+            .authorized
+            .apiserver
+            .send_event(EventType::Installing, &self.allocation.image.id)
+            .await
+            .during(Step::Preflight)?;
+        let efi = &self.registered.authorized.connected.booted.efi;
+        come_back(efi);
+        journal::write(efi, &self.begun()).during(Step::Preflight)
+    }
+
+    fn begun(&self) -> Journal {
+        Journal::Installing {
+            allocation: self.allocation.uuid,
+            extent: self.scope.extent(),
+        }
+    }
+
+    fn done(&self) -> Journal {
+        Journal::Installed {
+            allocation: self.allocation.uuid,
+        }
+    }
+
+    /// Everything that writes to disks, and the boot entry that makes it count.
+    async fn write(
+        &self,
+        checked: &Checked,
+        password: &SecretString,
+    ) -> Result<NewKernel, Failure> {
+        if !self.disks_are_empty {
+            // What the layout does not cover must not survive, or be found by the next OS.
+            let depth = if self.reinstall {
+                Depth::Quick
+            } else {
+                Depth::Full
+            };
+            let wiped = block_in_place(|| wipe::wipe(&checked.disks, depth)).during(Step::Wipe)?;
+            for disk in &wiped {
+                tracing::info!("{disk}");
+            }
+        }
+        let target = block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
+            .during(Step::Partitioning)?;
+        self.copy_journal(&target, &self.begun());
+        tracing::info!("image: {}", image::shown_url(&checked.image.url));
+        let progress = ProgressLine::default();
+        let downloads = &self.registered.authorized.downloads;
+        let image = image::install(downloads, &checked.image, &target.root, &|p| {
+            progress.show(p)
+        })
+        .await
+        .during(Step::Image)?;
+        tracing::info!("{image}");
+        let boot_info = self.prepare(&target, password).await?;
+        let kernel = self.make_bootable(&target, &image, &boot_info)?;
+        self.copy_journal(&target, &self.done());
+        block_in_place(|| target.unmount()).during(Step::BootEntry)?;
+        let efi = &self.registered.authorized.connected.booted.efi;
+        journal::write(efi, &self.done()).during(Step::BootEntry)?;
+        boot::clear_next(efi).during(Step::BootEntry)?;
+        Ok(kernel)
+    }
+
+    /// Writes what the installer reads, runs it, and reads what it left.
+    async fn prepare(&self, target: &Target, password: &SecretString) -> Result<BootInfo, Failure> {
+        let settings = &self.registered.authorized.settings;
+        let root = RootDir::open(&target.root).during(Step::Installer)?;
+        let fstab = target.fstab();
+        let console = settings
+            .console
+            .as_ref()
+            .map(|console| format!("console={console}"));
+        let console = console.as_deref().and_then(files::serial_console);
+        let drop_fields = settings
+            .os_installer
+            .as_ref()
+            .map(|i| i.drop_fields.as_slice());
+        let facts = Facts {
+            machine: self.registered.authorized.connected.booted.machine,
+            allocation: &self.allocation,
+            nics: &self.registered.nics,
+            console: console.as_deref(),
+            password,
+            raid_enabled: false,
+            root_uuid: &target.root_uuid,
+            timestamp: Timestamp::now(),
+            drop_fields: drop_fields.unwrap_or_default(),
+        };
+        let rendered = files::render(&facts).during(Step::Installer)?;
+        files::write(&root, &rendered).during(Step::Installer)?;
+        files::write_fstab(&root, &fstab).during(Step::Installer)?;
+        if let Some(installer) = &settings.os_installer {
+            let downloads = &self.registered.authorized.downloads;
+            install::fetch_installer(downloads, &installer.url, &installer.sha256, &root)
+                .await
+                .during(Step::Installer)?;
+        }
+        match chroot::find_installer(&root).during(Step::Installer)? {
+            Some(installer) => chroot::run(&root, installer, chroot::DEADLINE, &[password])
+                .await
+                .during(Step::Installer)?,
+            None => {
+                tracing::info!("the image ships no installer: the agent does its work");
+                let facts = native::Facts {
+                    hostname: &self.allocation.hostname,
+                    ssh_public_keys: &self.allocation.ssh_public_keys,
+                    root_uuid: &target.root_uuid,
+                    console: console.as_deref(),
+                };
+                native::configure(&root, &facts).during(Step::Installer)?;
+            }
+        }
+        // Images may write their own.
+        files::write_fstab(&root, &fstab).during(Step::Installer)?;
+        install::boot_info(&root).during(Step::Installer)
+    }
+
+    /// Loads the new kernel and puts the disk first in the firmware's order. Only a verified
+    /// image gets this far.
+    fn make_bootable(
+        &self,
+        target: &Target,
+        image: &VerifiedImage,
+        boot_info: &BootInfo,
+    ) -> Result<NewKernel, Failure> {
+        let Some(partition) = &target.esp else {
+            let why = "the layout has no EFI system partition, so the firmware could never boot this disk; \
+                       expected a GPT_TYPE_BOOT partition with vfat at /boot/efi";
+            return Err(Failure::new(Step::BootEntry, why));
+        };
+        // The removable path is looked at last, whatever the directory.
+        let id = boot_info.bootloader_id.as_deref().unwrap_or("BOOT");
+        let loader = esp::loader_in(&esp_mount(target, partition), id).during(Step::BootEntry)?;
+        let location = EspLocation {
+            number: partition.number,
+            start_lba: partition.start_lba,
+            size_lba: partition.size_lba,
+            guid: partition.guid,
+        };
+        let efi = &self.registered.authorized.connected.booted.efi;
+        let entries =
+            boot::install_entries(efi, id, &[location], &loader).during(Step::BootEntry)?;
+        Ok(NewKernel {
+            loaded: kexec::load(boot_info, image),
+            entry: entries.first().copied(),
+        })
+    }
+
+    /// A copy for the day the firmware forgets its variables. Best effort: the variable counts.
+    fn copy_journal(&self, target: &Target, journal: &Journal) {
+        let Some(partition) = &target.esp else { return };
+        if let Err(error) = journal::copy_to_esp(&esp_mount(target, partition), journal) {
+            tracing::warn!("the install journal has no copy on the EFI system partition: {error}");
+        }
+    }
+
+    /// Makes sure that a half-written disk boots nowhere, should the firmware find it before
+    /// this medium. Best effort: the journal says `installing` and the next boot begins anew.
+    fn spoil(&self, checked: &Checked) {
+        block_in_place(|| {
+            unmount_below(Path::new(TARGET));
+            match wipe::wipe(&checked.disks, Depth::Quick) {
+                Ok(_) => tracing::info!("the half-written disks were made unbootable"),
+                Err(error) => tracing::warn!("a half-written disk may be bootable: {error}"),
+            }
+        });
+    }
+}
+
+/// Where the EFI system partition of the target is mounted.
+fn esp_mount(target: &Target, partition: &EfiPartition) -> PathBuf {
+    target.root.join(partition.path.trim_start_matches('/'))
+}
+
+/// Unmounts what a failed install left, innermost first; a lazy unmount would keep the disk
+/// busy behind our back, so what is still in use stays and is told.
+fn unmount_below(root: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for mountpoint in mounts_below(&mounts, root).iter().rev() {
+        if let Err(errno) = nix::mount::umount(mountpoint) {
+            tracing::warn!("cannot unmount {}: {errno}", mountpoint.display());
+        }
+    }
+}
+
+/// The mount points at and below `root`, in the order of `/proc/self/mounts`, which is that
+/// of mounting. The agent mounts at paths without white space only, so nothing is escaped.
+fn mounts_below(mounts: &str, root: &Path) -> Vec<PathBuf> {
+    mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(PathBuf::from)
+        .filter(|path| path.starts_with(root))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_last_is_unmounted_first() {
+        let mounts = "rootfs / rootfs rw 0 0\n/dev/vda2 /mnt/root ext4 rw 0 0\n\
+                      /dev/vda1 /mnt/root/boot/efi vfat rw 0 0\n/dev/vdb /mnt/rooted ext4 rw 0 0\n";
+        let below = mounts_below(mounts, Path::new("/mnt/root"));
+        assert_eq!(
+            below,
+            [Path::new("/mnt/root"), Path::new("/mnt/root/boot/efi")]
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! Authorized -> Registered: the control plane knows what this machine is made of.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::AbortHandle;
+
+use super::authorize::Authorized;
+use super::failure::{During, Failure, Step};
+use crate::control::api::{EventType, Nic};
+use crate::control::apiserver::Apiserver;
+use crate::hardware::{self, Roots};
+use crate::net::lldp::PortNeighbour;
+use crate::storage::disks;
+
+/// How often the control plane hears that the machine lives (contracts.md §1).
+const ALIVE_EVERY: Duration = Duration::from_secs(60);
+
+/// A machine that metal-apiserver knows.
+pub struct Registered {
+    pub(super) authorized: Authorized,
+    /// The server's clock when it accepted the registration.
+    pub(super) at: Timestamp,
+    /// As reported, for the installer.
+    pub(super) nics: Vec<Nic>,
+    _alive: Ticker,
+}
+
+/// A background task that ends with its owner.
+struct Ticker(AbortHandle);
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Authorized {
+    /// Reports the hardware and the switch ports.
+    ///
+    /// # Errors
+    /// Too few switch ports in time, or the server refuses; its message is the cause.
+    pub(super) async fn register(self) -> Result<Registered, Failure> {
+        let apiserver = &self.apiserver;
+        apiserver
+            .send_event(EventType::Preparing, super::PROGRAM)
+            .await
+            .during(Step::Registration)?;
+        // Setting up the BMC with it is a later version's; asking keeps the order of calls.
+        drop(
+            apiserver
+                .super_user_password()
+                .await
+                .during(Step::Registration)?,
+        );
+        let partition = self.partition()?;
+        let requirement = self.settings.policy.switches();
+        if requirement.interfaces > 0 {
+            tracing::info!("listening for switches on {} ports", requirement.interfaces);
+        }
+        let neighbours = self
+            .connected
+            .lldp
+            .wait_for(requirement)
+            .await
+            .during(Step::Registration)?;
+        let ports = by_link(&neighbours);
+        for (link, switches) in &ports {
+            for switch in switches {
+                tracing::info!(
+                    "{link} hears switch {} port {}",
+                    switch.hostname,
+                    switch.name
+                );
+            }
+        }
+        apiserver
+            .send_event(EventType::Registering, "")
+            .await
+            .during(Step::Registration)?;
+        let disks: Vec<_> = disks::discover(Path::new("/sys"))
+            .during(Step::Registration)?
+            .into_iter()
+            .map(|disk| (disk.path.display().to_string(), disk.size))
+            .collect();
+        let inventory = hardware::inspect(&Roots::default(), &disks).during(Step::Registration)?;
+        tracing::info!("{inventory}");
+        let request = hardware::register(&inventory, &ports, &partition, super::PROGRAM)
+            .during(Step::Registration)?;
+        let registered = apiserver
+            .register(&request)
+            .await
+            .during(Step::Registration)?;
+        tracing::info!("registered as size {}", registered.size);
+        self.connected.lldp.set_status("registered");
+        let alive = tokio::spawn(keep_alive(apiserver.clone()));
+        Ok(Registered {
+            at: registered.server_date,
+            nics: request.hardware.nics,
+            _alive: Ticker(alive.abort_handle()),
+            authorized: self,
+        })
+    }
+
+    fn partition(&self) -> Result<String, Failure> {
+        let partition = self.settings.partition.as_ref().map(|p| p.value.clone());
+        partition.ok_or_else(|| {
+            let why = "no partition is set; start the boot helper with --partition, or set partition in metal.config";
+            Failure::new(Step::Registration, why)
+        })
+    }
+}
+
+/// The neighbours of each link, as `Register` wants them.
+fn by_link(neighbours: &[PortNeighbour]) -> Vec<(String, Vec<Nic>)> {
+    let mut links: BTreeMap<&str, Vec<Nic>> = BTreeMap::new();
+    for neighbour in neighbours {
+        links
+            .entry(&neighbour.interface)
+            .or_default()
+            .push(neighbour.to_nic());
+    }
+    links
+        .into_iter()
+        .map(|(link, nics)| (link.to_owned(), nics))
+        .collect()
+}
+
+async fn keep_alive(apiserver: Apiserver) {
+    loop {
+        tokio::time::sleep(ALIVE_EVERY).await;
+        if let Err(error) = apiserver.send_event(EventType::Alive, "").await {
+            tracing::debug!("cannot say that the machine lives: {error}");
+        }
+    }
+}
