@@ -283,7 +283,10 @@ async fn a_connection_that_says_nothing_is_closed() {
         .unwrap();
     let mut answer = String::new();
     let begin = std::time::Instant::now();
-    second.read_to_string(&mut answer).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), second.read_to_string(&mut answer))
+        .await
+        .expect("served once the first is gone")
+        .unwrap();
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert!(begin.elapsed() >= lifetime / 2, "{:?}", begin.elapsed());
     let mut rest = Vec::new();

@@ -256,6 +256,7 @@ impl Apiserver {
 
     /// `InstallationSucceeded`. It moves the switch port into the tenant's VRF, so the
     /// answer may never arrive: none within 60 s after the request was sent is a success.
+    /// Errors that may pass are tried again for two minutes.
     ///
     /// # Errors
     /// A request that could not be sent, and an error that the server answered.
@@ -289,6 +290,7 @@ impl Apiserver {
             let longest = times.unanswered + times.call.attempt;
             let attempt = self.connect.unary::<_, Empty>(call, &request, longest);
             tokio::pin!(attempt);
+            let silence_ends = first_sent.map(|at: Instant| at + times.unanswered);
             let outcome = tokio::select! {
                 biased;
                 outcome = &mut attempt => {
@@ -301,8 +303,10 @@ impl Apiserver {
                     let end = *first_sent.get_or_insert(at) + times.unanswered;
                     tokio::time::timeout_at(end, &mut attempt).await.ok()
                 }
+                // An earlier request's silence is complete before this one got through.
+                () = tokio::time::sleep_until(silence_ends.unwrap_or(give_up)),
+                    if silence_ends.is_some() => None,
             };
-            let deadline = first_sent.map_or(give_up, |at: Instant| at + times.unanswered);
             let error = match outcome {
                 Some(Ok(_)) => return Ok(Completion::Answered),
                 None => return Ok(Completion::Unanswered),
@@ -311,11 +315,15 @@ impl Apiserver {
             let Verdict::Retry(wish) = error.verdict() else {
                 return Err(error);
             };
-            // Whoever answers with an error has not moved the port yet.
-            let answered = !matches!(error, Error::Failed(_));
+            // Whoever answers with an error has not moved the port yet: from now on, only the
+            // silence after another request counts.
+            if !matches!(error, Error::Failed(_)) {
+                first_sent = None;
+            }
             let pause = backoff.next(wish);
+            let deadline = first_sent.map_or(give_up, |at: Instant| at + times.unanswered);
             if Instant::now() + pause >= deadline {
-                return if first_sent.is_some() && !answered {
+                return if first_sent.is_some() {
                     tokio::time::sleep_until(deadline).await;
                     Ok(Completion::Unanswered)
                 } else {

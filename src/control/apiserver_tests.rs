@@ -11,7 +11,7 @@ use super::apiserver::{Apiserver, Completion};
 use super::code::Code;
 use super::error::Error;
 use super::http::{self, FailureKind, Trust};
-use super::stand_in::{Act, Seen, StandIn, json, refuse, response};
+use super::stand_in::{Act, Seen, StandIn, json, nobody, refuse, response};
 
 const MACHINE: &str = "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10";
 pub const TOKEN: &str = "tok-s3cret";
@@ -266,10 +266,8 @@ async fn a_slow_drip_ends_at_the_deadline() {
 
 #[tokio::test]
 async fn nobody_there() {
-    let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let server = apiserver(&Url::parse(&format!("http://{address}")).unwrap());
+    let (_socket, url) = nobody();
+    let server = apiserver(&url);
     let budget = Duration::from_millis(100);
     let error = server
         .send_event_within(EventType::Alive, "", budget)
@@ -323,6 +321,21 @@ async fn no_answer_to_the_success_report_is_a_success() {
 }
 
 #[tokio::test]
+async fn silence_after_a_refusal_is_a_success_too() {
+    let password = SecretString::from("pw-s3cret");
+    let (stand_in, server) = serve(|_, nth| match nth {
+        0 => refuse(500, "internal", "database"),
+        _ => Act::Raw(Vec::new()),
+    })
+    .await;
+    let begin = std::time::Instant::now();
+    let completion = server.installation_succeeded(&password).await.unwrap();
+    assert_eq!(completion, Completion::Unanswered);
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert!(stand_in.seen().len() > 2);
+}
+
+#[tokio::test]
 async fn a_refused_or_unsent_success_report_is_a_failure() {
     let password = SecretString::from("pw-s3cret");
     for (status, code, expected) in [
@@ -330,15 +343,14 @@ async fn a_refused_or_unsent_success_report_is_a_failure() {
         (500, "internal", Code::Internal),
     ] {
         let (_stand_in, server) = serve(move |_, _| refuse(status, code, "no")).await;
+        // Longer than the silence that would be a success.
+        let server = server.with_times(|times| times.call.budget = Duration::from_millis(700));
         let error = server.installation_succeeded(&password).await.unwrap_err();
         assert!(matches!(&error, Error::Refused { code, .. } if *code == expected));
         texts(&error);
     }
-    let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let server = apiserver(&Url::parse(&format!("http://{address}")).unwrap())
-        .with_times(|times| times.call.budget = Duration::from_millis(200));
+    let (_socket, url) = nobody();
+    let server = apiserver(&url).with_times(|times| times.call.budget = Duration::from_millis(200));
     let error = server.installation_succeeded(&password).await.unwrap_err();
     assert!(matches!(error, Error::Failed(_)), "{error:?}");
 }

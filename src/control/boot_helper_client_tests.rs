@@ -10,7 +10,7 @@ use super::boot_helper_client::{HelperError, fetch_within};
 use super::helper_answer::HelperAnswer;
 use super::http::{self, FailureKind, Trust};
 use super::retry::Policy;
-use super::stand_in::{Act, Seen, StandIn, json, response};
+use super::stand_in::{Act, Seen, StandIn, json, nobody, response};
 
 const POLICY: Policy = Policy {
     base: Duration::from_millis(5),
@@ -118,15 +118,15 @@ async fn trouble_that_lasts_is_reported_within_the_budget() {
     assert!(calls >= 2);
     assert!(begin.elapsed() < 2 * POLICY.budget);
 
-    let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let url = Url::parse(&format!("http://user:s3cret@{address}")).unwrap();
+    let (_socket, mut url) = nobody();
+    let address = url.to_string();
+    url.set_username("user").unwrap();
+    url.set_password(Some("s3cret")).unwrap();
     let error = fetch(&url, None).await.unwrap_err().to_string();
     for text in [
         "cannot be reached",
         "refused",
-        &address.to_string(),
+        &address,
         "check its address",
     ] {
         assert!(error.contains(text), "{text}: {error}");

@@ -92,6 +92,8 @@ where
     Fut: Future<Output = Result<T, E>>,
 {
     let deadline = Instant::now() + policy.budget;
+    // An attempt with next to no time would only hide the last real error behind its own.
+    let least = policy.attempt.min(policy.budget) / 10;
     let mut backoff = Backoff::new(policy.base, policy.cap);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -103,7 +105,7 @@ where
             return Err(error);
         };
         let pause = backoff.next(wish);
-        if Instant::now() + pause >= deadline {
+        if Instant::now() + pause + least >= deadline {
             return Err(error);
         }
         warn!("{what}: {error}; trying again in {pause:.1?}");
@@ -229,6 +231,11 @@ mod tests {
         assert_eq!(answer, Err("timed out"));
         assert!(begin.elapsed() <= POLICY.budget, "{:?}", begin.elapsed());
         assert!(deadlines.len() >= 6, "{deadlines:?}");
-        assert!(deadlines.iter().all(|deadline| *deadline <= POLICY.attempt));
+        let (least, most) = (POLICY.attempt / 10, POLICY.attempt);
+        assert!(
+            deadlines
+                .iter()
+                .all(|deadline| (least..=most).contains(deadline))
+        );
     }
 }

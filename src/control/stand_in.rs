@@ -149,6 +149,14 @@ async fn read_request(stream: &mut TcpStream) -> std::io::Result<Seen> {
     Ok(Seen { head, body })
 }
 
+/// An address at which connections are refused, for as long as the socket lives.
+pub fn nobody() -> (tokio::net::TcpSocket, Url) {
+    let socket = tokio::net::TcpSocket::new_v6().unwrap();
+    socket.bind("[::1]:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, Url::parse(&format!("http://{address}")).unwrap())
+}
+
 /// A whole HTTP response with extra header lines, each ended by CRLF.
 pub fn response(status: u16, headers: &str, body: &[u8]) -> Vec<u8> {
     let mut bytes = format!(

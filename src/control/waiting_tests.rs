@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::apiserver_tests::apiserver;
 use super::error::Error;
-use super::stand_in::{Act, Seen, StandIn, json, refuse, response, stream};
+use super::stand_in::{Act, Seen, StandIn, json, nobody, refuse, response, stream};
 use super::waiting::WaitOutcome;
 
 const MINE: &str = r#"{"allocation":{"uuid":"0d9c7f5e-7f55-4c3e-8a57-5a2a7c3a9f01",
@@ -198,8 +198,8 @@ async fn a_forgotten_wait_is_opened_again() {
 #[tokio::test]
 async fn an_endless_wait_cannot_be_opened_at_no_server() {
     // Nothing is sent, so nothing has lasted: the error is not taken for a normal end.
-    let server = apiserver(&url::Url::parse("http://[::1]:1").unwrap())
-        .with_times(|times| times.normal_wait = millis(1));
+    let (_socket, url) = nobody();
+    let server = apiserver(&url).with_times(|times| times.normal_wait = millis(1));
     let error = server.wait_once().await.unwrap_err();
     assert!(matches!(error, Error::Failed(_)), "{error:?}");
 }
@@ -308,6 +308,19 @@ async fn a_server_that_leaves_during_the_silence_proves_nothing() {
     })
     .await;
     assert!(error.to_string().contains("left"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_during_the_silence_proves_nothing() {
+    // The first event is refused and then every other one: no Wait has both its events
+    // answered, but the first one has its last.
+    let error = proves_nothing(millis(50), |seen, nth| match (seen.name(), nth % 2) {
+        ("Wait", _) => silence(),
+        (_, 0) => refuse(503, "unavailable", "coming"),
+        _ => json(200, "{}"),
+    })
+    .await;
+    assert!(error.to_string().contains("coming"), "{error}");
 }
 
 #[tokio::test]
