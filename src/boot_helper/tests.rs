@@ -21,6 +21,8 @@ use crate::control::http::{self, Trust};
 use crate::control::stand_in::{Act, Seen, StandIn, json, refuse, response};
 
 const MACHINE: &str = "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10";
+/// For an answer of the boot helper.
+const BUDGET: Duration = Duration::from_secs(20);
 const MINTED: &str = r#"{"token":{"uuid":"x"},"secret":"machine-s3cret"}"#;
 
 /// metal-boot on `[::1]`, its token file, and the apiserver behind it.
@@ -88,7 +90,7 @@ async fn a_machine_gets_its_configuration() {
     let base = Url::parse(&format!("http://{}", bed.address)).unwrap();
     let client = http::control_client(Trust::Public).unwrap();
     let machine: Uuid = MACHINE.parse().unwrap();
-    let answer = boot_helper_client::fetch(&client, &base, machine, None)
+    let answer = boot_helper_client::fetch(&client, &base, machine, None, BUDGET)
         .await
         .unwrap();
     assert_eq!(answer.partition.as_deref(), Some("fra-equ01"));
@@ -336,7 +338,7 @@ async fn no_log_line_holds_a_secret() {
     let client = http::control_client(Trust::Public).unwrap();
     let machine: Uuid = MACHINE.parse().unwrap();
     let ticket = SecretString::from("ticket-s3cret");
-    let answer = boot_helper_client::fetch(&client, &base, machine, Some(&ticket))
+    let answer = boot_helper_client::fetch(&client, &base, machine, Some(&ticket), BUDGET)
         .await
         .unwrap();
     assert!(bed.config().await.starts_with("HTTP/1.1 502 "));
