@@ -2,6 +2,9 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
+/// File name below the device and content.
+type Attributes<'a> = &'a [(&'a str, &'a str)];
+
 /// A sysfs tree with one `block` link for each device added.
 struct Sys(tempfile::TempDir);
 
@@ -92,7 +95,7 @@ fn a_sata_disk_with_everything() {
 fn transports_come_from_the_device_tree() {
     let scsi: &[(&str, &str)] = &[("device/type", "0\n"), ("device/scsi_level", "6\n")];
     let pcie: &[(&str, &str)] = &[("device/transport", "pcie\n"), ("device/serial", "N1\n")];
-    let table: [(&str, &[(&str, &str)], Transport); 10] = [
+    let table: [(&str, Attributes, Transport); 10] = [
         (SATA, scsi, Transport::Sata),
         (
             "pci0000:00/0000:03:00.0/host1/port-1:0/end_device-1:0/target1:0:0/1:0:0:0/block/sdb",
@@ -180,7 +183,7 @@ fn a_multipath_head_counts_once_and_shows_its_controllers() {
 #[test]
 fn what_is_no_disk_is_left_out() {
     let rom: &[(&str, &str)] = &[("device/type", "5\n"), ("device/scsi_level", "6\n")];
-    let table: [(&str, &str, &str, &[(&str, &str)]); 10] = [
+    let table: [(&str, &str, &str, Attributes); 10] = [
         ("virtual/block/loop0", "7:0", "8", &[]),
         ("virtual/block/zram0", "252:0", "8", &[]),
         ("virtual/block/ram0", "1:0", "8", &[]),

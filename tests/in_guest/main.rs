@@ -6,3 +6,4 @@
 //! file per module under test.
 
 mod bed;
+mod storage;

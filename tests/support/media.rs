@@ -39,17 +39,24 @@ pub fn direct(more: &str) -> Start {
     }
 }
 
-/// The agent started directly, sent to the bed's boot helper.
+/// The agent started directly, sent to the bed's boot helper. It does not dwell on failures
+/// as it does for a technician: no test learns anything from that.
 pub fn agent() -> Start {
-    direct(&format!("PIXIE_API_URL={}", helper_url()))
+    direct(&format!(
+        "PIXIE_API_URL={} anvil.policy.reboot_delay_seconds=1 anvil.policy.boot_helper_timeout_seconds=20",
+        helper_url()
+    ))
 }
 
 /// The ISO with this metal.config, attached as `media`.
 pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
     let file = dir.join("metal.config");
+    let mut config = config.clone();
+    config["policy"]["reboot_delay_seconds"] = 1.into();
     fs::write(&file, config.to_string()).expect("write metal.config");
     let iso = dir.join("metal-anvil.iso");
     run(Command::new(root().join("scripts/build-iso"))
+        .args(["--cmdline", &format!("{CONSOLE} loglevel=4")])
         .arg("--config")
         .arg(&file)
         .arg("--output")

@@ -463,6 +463,30 @@ async fn a_flipped_byte_is_a_wrong_checksum_wherever_it_is() {
     }
 }
 
+/// The damage is found in the first header, long before the rest has come in: the rest is
+/// hashed all the same, and the checksum is what is reported.
+#[tokio::test]
+async fn damage_at_the_start_of_a_long_image_is_a_wrong_checksum() {
+    let long: Vec<u8> = std::iter::repeat_with(noise).take(12).flatten().collect();
+    let image = lz4(&archive(&[file(b"big", &long)]));
+    let mut damaged = image.clone();
+    let name = damaged.windows(3).position(|w| w == b"big").unwrap();
+    damaged[name] ^= 1;
+    let server = Server::new(&image, vec![]).await;
+    server.put(PATH, damaged.clone());
+    let error = server.install().await.unwrap_err();
+    let Error::ChecksumMismatch {
+        got,
+        symptom: Some(symptom),
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert!(symptom.contains("header's checksum"), "{symptom}");
+    assert_eq!(got, digest(Algorithm::Md5, &damaged));
+}
+
 #[tokio::test]
 async fn an_image_that_was_published_broken_says_so() {
     let whole = image();
