@@ -190,6 +190,8 @@ pub fn raw(
     header.set_entry_type(kind);
     header.set_mode(0o644);
     header.set_size(data.len() as u64);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_mtime(0);
     header.set_cksum();
     out.append(&header, Cursor::new(data))
