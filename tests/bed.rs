@@ -20,6 +20,7 @@ fn the_console_is_searched_by_line_from_a_place() {
     let (line, at) = console.find(&["two"], 0, limit).expect("first line");
     assert_eq!(line, "one two");
     assert!(console.find(&["two"], at, limit).is_err());
+    assert!(console.find(&["log"], 0, limit).is_err(), "half a line");
     assert_eq!(
         console.find(&["thr"], at, limit).expect("second").0,
         "three"

@@ -89,9 +89,17 @@ class Front:
         app = self.apps.get(service)
         status = 0
 
+        gone = asyncio.Event()
+
+        async def heard():
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                gone.set()
+            return message
+
         async def watched(message) -> None:
             nonlocal status
-            if line["verdict"] == "cut":
+            if line["verdict"] in ("cut", "left"):
                 return  # what a cancelled handler still wants to say
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -111,10 +119,13 @@ class Front:
                 await _plain(send, 404, "404 page not found\n")
             else:
                 limit = self.state.settings.wait_seconds if method == "Wait" else None
-                serving = asyncio.create_task(app(scope, receive, watched))
-                done, _ = await asyncio.wait({serving}, timeout=limit)
-                if not done:
-                    line["verdict"] = "cut"
+                serving = asyncio.create_task(app(scope, heard, watched))
+                leaving = asyncio.create_task(gone.wait())
+                done, _ = await asyncio.wait({serving, leaving}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                leaving.cancel()
+                if serving not in done:
+                    # Its own time is up, or the machine hung up (a Wait that only asked).
+                    line["verdict"] = "left" if done else "cut"
                     await send({"type": CUT})
                     serving.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

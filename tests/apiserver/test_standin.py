@@ -220,6 +220,14 @@ class Standin(unittest.TestCase):
         cut = self.order(do="await", method="Wait", uuid=MACHINE, verdict="cut", seconds=5)
         self.assertEqual(len(cut["lines"]), 1, cut)
 
+    def test_wait_that_the_machine_leaves_is_no_longer_open(self) -> None:
+        self.order(do="set", settings={"wait_seconds": 30})
+        connection = self.wait(self.token())
+        self.assertIn("lines", self.order(do="await", method="Wait", verdict="open", seconds=5))
+        connection.close()
+        left = self.order(do="await", method="Wait", verdict="left", seconds=5)
+        self.assertEqual(len(left["lines"]), 1, left)
+
     def test_wait_tells_an_allocation_at_once_and_when_it_comes(self) -> None:
         token = self.token()
         self.order(do="set", settings={"wait_seconds": 30})

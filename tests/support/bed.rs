@@ -1,6 +1,7 @@
 //! A whole bed: one namespace, its services, one machine's identity.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -43,6 +44,7 @@ impl Plan {
         fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("create {}: {e}", dir.display()));
         let token = dir.join("infra-token");
         fs::write(&token, format!("infra-secret-{}\n", Uuid::new_v4())).expect("write the token");
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("token's mode");
         let ns = Netns::create();
         // A socket path has 107 bytes at most; the clone's own path may be longer.
         let control = PathBuf::from(format!("/tmp/{}.control", ns.name()));
@@ -61,6 +63,8 @@ impl Plan {
         if matches!(self.helper, Helper::Real) {
             services.push(services::metal_boot(&ns, &dir, &token));
         }
+        // The first ones have had a second by now in which a bad configuration shows.
+        services.iter_mut().for_each(Process::assert_alive);
         Bed {
             dir,
             machine: Uuid::new_v4().to_string(),

@@ -7,6 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// The one prompt that is waited for.
+pub const LOGIN: &str = "login: ";
+
 #[derive(Default)]
 struct Inner {
     text: Vec<u8>,
@@ -80,12 +83,9 @@ impl Console {
                     return Ok((line, at));
                 }
             }
-            // A prompt ends without a newline.
+            // A prompt ends without a newline; any other line is only read when it is whole.
             let rest = clean(&inner.text[at..]);
-            if patterns
-                .iter()
-                .any(|p| p.ends_with(' ') && rest.contains(p))
-            {
+            if patterns.contains(&LOGIN) && rest.contains(LOGIN) {
                 return Ok((rest, inner.text.len()));
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -69,6 +69,13 @@ impl Process {
         }
     }
 
+    /// Fails with the log when the service has ended by itself.
+    pub fn assert_alive(&mut self) {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            panic!("{} ended ({status}):\n{}", self.name, self.tail(40));
+        }
+    }
+
     /// Ends the service now (what `drop` does as well).
     pub fn stop(&mut self) {
         end(&mut self.child);

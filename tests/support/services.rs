@@ -44,14 +44,7 @@ pub fn radvd(ns: &Netns, dir: &Path) -> Process {
     let file = dir.join("radvd.conf");
     fs::write(&file, config).expect("write radvd.conf");
     let mut command = ns.command("radvd");
-    command.args([
-        "--nodaemon",
-        "--debug",
-        "1",
-        "--logmethod",
-        "stderr",
-        "--singleprocess",
-    ]);
+    command.args(["--nodaemon", "--debug", "1", "--logmethod", "stderr"]);
     command.arg("--config").arg(&file);
     command.arg("--pidfile").arg(dir.join("radvd.pid"));
     Process::start("radvd", command, dir)

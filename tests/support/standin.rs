@@ -142,7 +142,7 @@ impl Standin {
             .filter(|line| {
                 !matches!(
                     line["verdict"].as_str(),
-                    Some("ok" | "cut" | "open" | "pending")
+                    Some("ok" | "cut" | "left" | "open" | "pending")
                 )
             })
             .map(|line| format!("{}: {}", line["method"], line["verdict"]))
