@@ -9,10 +9,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, reload};
 
 /// The consoles, shared by all threads; a line is written whole.
 #[derive(Clone)]
@@ -88,28 +91,26 @@ pub type Verbosity = Box<dyn Fn(bool) + Send + Sync>;
 /// first line is written, hence the switch that is returned.
 #[must_use]
 pub fn start_logging(consoles: Consoles) -> Verbosity {
-    let builder = tracing_subscriber::fmt()
+    let (levels, handle) = reload::Layer::new(filter(false));
+    let lines = tracing_subscriber::fmt::layer()
         .with_timer(SinceBoot)
         .with_target(false)
         .with_ansi(false)
         .with_writer(consoles)
-        .with_env_filter(filter(false))
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
+        .with_filter(levels);
     // Fails only when a subscriber is set already, and then that one is right.
-    let _ = tracing::subscriber::set_global_default(builder.finish());
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
     Box::new(move |debug| {
         // Fails only when the subscriber is gone, and with it every line.
         let _ = handle.reload(filter(debug));
     })
 }
 
-fn filter(debug: bool) -> EnvFilter {
-    EnvFilter::new(if debug {
-        "warn,metal_anvil=debug"
-    } else {
-        "warn,metal_anvil=info"
-    })
+fn filter(debug: bool) -> Targets {
+    let own = if debug { Level::DEBUG } else { Level::INFO };
+    Targets::new()
+        .with_default(Level::WARN)
+        .with_target(env!("CARGO_CRATE_NAME"), own)
 }
 
 #[cfg(test)]

@@ -68,7 +68,11 @@ impl Connected {
             return Err(Failure::new(Step::BootHelper, why));
         };
         let client = http::control_client(trust(&local)).during(Step::BootHelper)?;
-        tracing::info!("asking the boot helper {} ({})", helper.value, helper.source);
+        tracing::info!(
+            "asking the boot helper {} ({})",
+            helper.value,
+            helper.source
+        );
         let answer = boot_helper_client::fetch(
             &client,
             &helper.value,

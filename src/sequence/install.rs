@@ -112,6 +112,8 @@ impl Allocated {
         tracing::info!("{image}");
         let boot_info = self.prepare(&target, password).await?;
         let kernel = self.make_bootable(&target, &image, &boot_info)?;
+        // Its open files would keep the target busy.
+        drop(boot_info);
         self.copy_journal(&target, &self.done());
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
