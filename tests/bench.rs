@@ -44,9 +44,15 @@ fn main() {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let benches: [(&str, fn() -> Vec<Row>); 3] =
         [("size", size), ("boot", boot), ("install", install)];
-    if let Some(unknown) = names.iter().find(|name| !benches.iter().any(|(known, _)| known == name)) {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !benches.iter().any(|(known, _)| known == name))
+    {
         let known: Vec<&str> = benches.iter().map(|(name, _)| *name).collect();
-        eprintln!("there is no bench {unknown:?}; there are {}", known.join(", "));
+        eprintln!(
+            "there is no bench {unknown:?}; there are {}",
+            known.join(", ")
+        );
         std::process::exit(2);
     }
     let rows: Vec<Row> = benches
@@ -77,7 +83,13 @@ impl Row {
             }
             _ => String::new(),
         };
-        let Self { bench, what, value, unit, .. } = self;
+        let Self {
+            bench,
+            what,
+            value,
+            unit,
+            ..
+        } = self;
         format!("{bench:<8} {what:<34} {value:>9.2} {unit:<6}{against}")
     }
 
@@ -93,7 +105,11 @@ impl Row {
 
 /// The ISO and its parts.
 fn size() -> Vec<Row> {
-    let bytes = |path: &Path| fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).len() as f64;
+    let bytes = |path: &Path| {
+        fs::metadata(path)
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+            .len() as f64
+    };
     let part = |name: &str| bytes(&media::part(name));
     let iso = part("metal-anvil.iso");
     let (kernel, initrd) = (part("vmlinuz"), part("initrd.img"));
@@ -108,8 +124,16 @@ fn size() -> Vec<Row> {
     vec![
         row("ISO", iso, Some(("the limit", ISO_LIMIT / MIB))),
         row("kernel", kernel, Some(("the ISO", iso / MIB))),
-        row("initrd (agent, tools, libraries)", initrd, Some(("the ISO", iso / MIB))),
-        row("boot loader and file systems", iso - kernel - initrd, Some(("the ISO", iso / MIB))),
+        row(
+            "initrd (agent, tools, libraries)",
+            initrd,
+            Some(("the ISO", iso / MIB)),
+        ),
+        row(
+            "boot loader and file systems",
+            iso - kernel - initrd,
+            Some(("the ISO", iso / MIB)),
+        ),
         row("agent, not compressed", bytes(&agent), None),
     ]
 }
@@ -182,7 +206,10 @@ fn install() -> Vec<Row> {
         };
         let dir = target("agent");
         ours.push(timed(|| {
-            bed.run(&agent.display().to_string(), &["image", "write", &url, &dir.display().to_string()]);
+            bed.run(
+                &agent.display().to_string(),
+                &["image", "write", &url, &dir.display().to_string()],
+            );
         }));
         bytes = unpacked(&dir);
         fs::remove_dir_all(&dir).expect("remove our own directory");
@@ -217,8 +244,13 @@ fn timed(work: impl FnOnce()) -> f64 {
 
 /// Bytes of a tree, as `du` counts what the files hold.
 fn unpacked(dir: &Path) -> f64 {
-    let out = run(Command::new("du").args(["-s", "--apparent-size", "-B1"]).arg(dir));
-    let bytes = out.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
+    let out = run(Command::new("du")
+        .args(["-s", "--apparent-size", "-B1"])
+        .arg(dir));
+    let bytes = out
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse::<f64>().ok());
     bytes.unwrap_or_else(|| panic!("du says {out:?}"))
 }
 

@@ -2,17 +2,30 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use super::boot_info::BootInfo;
 use super::error::Error;
 use crate::image::VerifiedImage;
 
-/// `KEXEC_FILE_NO_INITRAMFS` of `linux/kexec.h`.
-const NO_INITRAMFS: libc::c_ulong = 0x4;
+/// An archive that holds nothing (newc, Documentation/driver-api/early-userspace/buffer-format.rst):
+/// the header of the entry that ends every archive, its name, and padding to four bytes.
+///
+/// It is loaded where an image brings no initrd. With `KEXEC_FILE_NO_INITRAMFS` the loader of
+/// Linux 6.12 hands the next kernel a place and a size of a ramdisk that were never set, and
+/// that kernel panics before its console works ("Cannot find place for new RAMDISK").
+const EMPTY_INITRD: &[u8; 124] = b"070701\
+    00000000000000000000000000000000000000010000000000000000000000000000000000000000000000000000000B00000000\
+    TRAILER!!!\0\0\0\0";
+
+/// Neither unload nor crash kernel nor a missing initrd (`linux/kexec.h`).
+const NO_FLAGS: libc::c_ulong = 0;
 
 /// The kernel holds a copy of the next one, ready to be started.
 #[derive(Debug)]
@@ -33,9 +46,13 @@ pub fn load(info: &BootInfo, image: &VerifiedImage) -> Result<Loaded, Error> {
     };
     let command_line = CString::new(info.command_line.as_str())
         .map_err(|_| refused("the command line holds a zero byte".to_owned()))?;
-    let (initrd, flags) = match &info.initrd {
-        Some(file) => (file.as_raw_fd(), 0),
-        None => (-1, NO_INITRAMFS),
+    let empty;
+    let initrd = match &info.initrd {
+        Some(file) => file,
+        None => {
+            empty = empty_initrd().map_err(|error| refused(format!("no empty initrd: {error}")))?;
+            &empty
+        }
     };
     let bytes = command_line.as_bytes_with_nul();
     // SAFETY: both descriptors are open, and the command line's length includes its zero byte.
@@ -43,10 +60,10 @@ pub fn load(info: &BootInfo, image: &VerifiedImage) -> Result<Loaded, Error> {
         libc::syscall(
             libc::SYS_kexec_file_load,
             info.kernel.as_raw_fd(),
-            initrd,
+            initrd.as_raw_fd(),
             bytes.len(),
             bytes.as_ptr(),
-            flags,
+            NO_FLAGS,
         )
     };
     Errno::result(result).map_err(|errno| refused(explain(errno)))?;
@@ -59,6 +76,12 @@ pub fn load(info: &BootInfo, image: &VerifiedImage) -> Result<Loaded, Error> {
     Ok(Loaded {
         kernel: info.kernel_path.clone(),
     })
+}
+
+fn empty_initrd() -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"empty-initrd", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(EMPTY_INITRD)?;
+    Ok(file)
 }
 
 impl Loaded {
@@ -119,6 +142,16 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn the_empty_initrd_is_an_archive() {
+        let (fields, name) = EMPTY_INITRD.split_at(110);
+        assert!(fields.iter().all(u8::is_ascii_hexdigit));
+        // c_namesize, the twelfth field of eight digits after the magic, counts the zero byte.
+        assert_eq!(&fields[6 + 11 * 8..6 + 12 * 8], b"0000000B");
+        assert_eq!(name, b"TRAILER!!!\0\0\0\0");
+        assert_eq!(EMPTY_INITRD.len() % 4, 0);
     }
 
     #[test]

@@ -133,7 +133,11 @@ pub fn crash_of_image(name: &str, image: &Image, wanted: &[&str]) {
     after.network = false;
     let mut second = bed.power_on(&after);
     let said = second.wait_for_any(
-        &["TINY-OS BOOTED", "BdsDxe: No bootable option", "UEFI Interactive Shell"],
+        &[
+            "TINY-OS BOOTED",
+            "BdsDxe: No bootable option",
+            "UEFI Interactive Shell",
+        ],
         90,
     );
     assert!(
