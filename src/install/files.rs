@@ -315,7 +315,7 @@ pub(super) mod tests {
         std::fs::write(&path, &*files[1].content).unwrap();
         let program =
             "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
-        let output = std::process::Command::new("python3")
+        let output = std::process::Command::new("/usr/bin/python3")
             .args(["-c", program])
             .arg(&path)
             .output()
