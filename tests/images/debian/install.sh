@@ -27,6 +27,8 @@ sed -n '/^sshPublicKeys:/,/^[^[:space:]-]/s/^[[:space:]]*- *[\"'"'"']\{0,1\}\(ss
     "$allocation" >/root/.ssh/authorized_keys
 chmod 0600 /root/.ssh/authorized_keys
 echo "root:test" | chpasswd
+# Host keys belong to one machine, not to the image.
+ssh-keygen -A
 
 cat >/etc/default/grub <<GRUB
 GRUB_DEFAULT=0
