@@ -303,6 +303,15 @@ impl Guest {
         }
     }
 
+    /// Waits for a line anywhere since power-on, before or behind those waited for.
+    pub fn see(&self, pattern: &str, seconds: u64) -> String {
+        let limit = Duration::from_secs(seconds);
+        match self.console.find(&[pattern], 0, limit) {
+            Ok((line, _)) => line,
+            Err(why) => panic!("console: {why}"),
+        }
+    }
+
     /// Waits until the guest ends by itself.
     pub fn wait_end(&mut self, seconds: u64) -> End {
         let limit = Duration::from_secs(seconds);
