@@ -115,11 +115,12 @@ pub enum Age {
 }
 
 impl Age {
-    /// Standing when `created_at` is not later than the server's clock at Register, or missing.
+    /// Standing when `created_at` is not later than the server's clock at Register, or when
+    /// either is missing.
     #[must_use]
-    pub fn of(created_at: Option<Timestamp>, registered_at: Timestamp) -> Self {
-        match created_at {
-            Some(created_at) if created_at > registered_at => Self::Fresh,
+    pub fn of(created_at: Option<Timestamp>, registered_at: Option<Timestamp>) -> Self {
+        match (created_at, registered_at) {
+            (Some(created_at), Some(registered_at)) if created_at > registered_at => Self::Fresh,
             _ => Self::Standing,
         }
     }
@@ -436,11 +437,13 @@ mod tests {
 
     #[test]
     fn an_allocation_without_a_date_is_standing() {
-        let registered: Timestamp = "2026-11-22T08:00:00Z".parse().unwrap();
-        let later: Timestamp = "2026-11-22T08:00:01Z".parse().unwrap();
+        let registered: Option<Timestamp> = "2026-11-22T08:00:00Z".parse().ok();
+        let later: Option<Timestamp> = "2026-11-22T08:00:01Z".parse().ok();
+        assert!(registered.is_some() && later.is_some());
         assert_eq!(Age::of(None, registered), Age::Standing);
-        assert_eq!(Age::of(Some(registered), registered), Age::Standing);
-        assert_eq!(Age::of(Some(later), registered), Age::Fresh);
+        assert_eq!(Age::of(registered, registered), Age::Standing);
+        assert_eq!(Age::of(later, registered), Age::Fresh);
+        assert_eq!(Age::of(later, None), Age::Standing);
     }
 
     #[test]

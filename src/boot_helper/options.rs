@@ -119,8 +119,8 @@ pub struct Options {
     pub image_cache: Option<Url>,
 
     /// JSON file with the partition's policy: adopt ("hold", "boot-disk" or "wipe"),
-    /// lldp {interfaces, chassis, timeout_seconds, switches[]}, slaac_timeout_seconds,
-    /// wait_hours, exclude_disks[].
+    /// lldp {interfaces, chassis, timeout_seconds}, slaac_timeout_seconds,
+    /// boot_helper_timeout_seconds, reboot_delay_seconds, wait_hours, exclude_disks[].
     #[arg(long, env = "METAL_BOOT_POLICY", value_name = "FILE")]
     pub policy: Option<PathBuf>,
 }
@@ -335,9 +335,7 @@ mod tests {
 
     #[test]
     fn every_option_stands_in_the_answer() {
-        let policy = file(
-            r#"{"adopt":"wipe","lldp":{"interfaces":1,"switches":["leaf01"]},"exclude_disks":["S1"]}"#,
-        );
+        let policy = file(r#"{"adopt":"wipe","lldp":{"interfaces":1},"exclude_disks":["S1"]}"#);
         let sum = "ab".repeat(32);
         let options = options(&[
             "--machine-apiserver-url=https://[2001:db8::2]:8443/v2/",
@@ -364,7 +362,7 @@ mod tests {
             "os_installer": {"url": "http://h/os-installer", "sha256": sum,
                              "drop_fields": ["placementLabels"]},
             "image_cache": "http://cache:8080",
-            "policy": {"adopt": "wipe", "lldp": {"interfaces": 1, "switches": ["leaf01"]},
+            "policy": {"adopt": "wipe", "lldp": {"interfaces": 1},
                        "exclude_disks": ["S1"]},
         });
         assert_eq!(answer, expected);

@@ -95,13 +95,11 @@ async fn a_machine_gets_its_configuration() {
         .unwrap();
     assert_eq!(answer.partition.as_deref(), Some("fra-equ01"));
     assert_eq!(
-        answer.require_apiserver_url(&base).unwrap().as_str(),
-        "https://api.example.org/"
+        answer.metal_apiserver_url.as_deref(),
+        Some("https://api.example.org")
     );
-    assert_eq!(
-        answer.require_token(&base).unwrap().expose_secret(),
-        "machine-s3cret"
-    );
+    let token = answer.metal_apiserver_token_for_hammer.unwrap();
+    assert_eq!(token.expose_secret(), "machine-s3cret");
     let seen = &bed.apiserver.seen()[0];
     let head = seen.head.to_ascii_lowercase();
     assert!(head.starts_with("post /metalstack.infra.v2.bootservice/machinetoken "));

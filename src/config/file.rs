@@ -147,7 +147,7 @@ mod tests {
     fn unusable_keys_are_named_and_the_rest_counts() {
         let (layer, problems) = parse(
             br#"{"metal_api_url":7,"pixie_api_url":"ftp://x/","surprise":1,"partition":"fra",
-                 "machine":{"allocation":"garbage"},"policy":{"adopt":"maybe"},"metal_ticket":["s3cret"]}"#,
+                 "machine":{"allocation":"garbage"},"policy":{"exclude_disks":[12345]},"metal_ticket":["s3cret"]}"#,
         )
         .unwrap();
         assert_eq!(layer.partition.as_deref(), Some("fra"));

@@ -90,7 +90,41 @@ fn carriers(sys: &Path, dev: &Path, label: &str) -> Vec<String> {
         })
         .collect();
     names.sort();
+    // A tenant may have written a volume of this name to a disk of the machine: what can be
+    // taken out, as virtual media can, is believed before what is built in.
+    let best = names.iter().map(|name| kind(sys, name)).min();
+    names.retain(|name| Some(kind(sys, name)) == best);
     names
+}
+
+/// What a block device is, most credible as a boot medium first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Cd,
+    Removable,
+    BuiltIn,
+}
+
+fn kind(sys: &Path, name: &str) -> Kind {
+    if name.starts_with("sr") {
+        return Kind::Cd;
+    }
+    // The link leads through the buses, `…/usb2/2-1/…/block/sda/sda1`; `removable` is the disk's.
+    let link = sys.join("class/block").join(name);
+    let Ok(place) = fs::canonicalize(&link) else {
+        return Kind::BuiltIn;
+    };
+    let on_usb = place
+        .components()
+        .any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"usb"));
+    let removable = [place.join("removable"), place.join("../removable")]
+        .iter()
+        .any(|file| fs::read_to_string(file).is_ok_and(|text| text.trim() == "1"));
+    if on_usb || removable {
+        Kind::Removable
+    } else {
+        Kind::BuiltIn
+    }
 }
 
 /// The volume id of an ISO 9660 image.
@@ -163,9 +197,15 @@ mod tests {
         for name in ["sda", "sda1"] {
             fs::write(dev.join(name), &image).unwrap();
         }
-        fs::write(dev.join("sdb"), vec![0; image.len()]).unwrap();
         fs::write(dev.join("sr0"), b"short").unwrap();
+        fs::write(dev.join("sdb"), vec![0; image.len()]).unwrap();
         assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sda", "sda1"]);
         assert!(carriers(&sys, &dev, "OTHER").is_empty());
+        // What can be taken out is believed before a disk that carries the same name.
+        fs::write(dev.join("sdb"), &image).unwrap();
+        fs::write(sys.join("class/block/sdb/removable"), "1\n").unwrap();
+        assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sdb"]);
+        fs::write(dev.join("sr0"), &image).unwrap();
+        assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sr0"]);
     }
 }

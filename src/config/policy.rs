@@ -9,7 +9,7 @@ use crate::net::lldp::Requirement;
 /// not hammer its control plane.
 const REBOOT_DELAY: Duration = Duration::from_secs(30);
 /// Longer than this and a machine looks dead.
-const MAX_REBOOT_DELAY: Duration = Duration::from_secs(3600);
+const LONGEST: Duration = Duration::from_secs(3600);
 const SLAAC_TIMEOUT: Duration = Duration::from_secs(120);
 /// Helpers restart, routes converge, a fleet powers on at once.
 const BOOT_HELPER_TIMEOUT: Duration = Duration::from_secs(300);
@@ -27,7 +27,6 @@ impl Policy {
                 interfaces: upper.interfaces.or(lower.interfaces),
                 chassis: upper.chassis.or(lower.chassis),
                 timeout_seconds: upper.timeout_seconds.or(lower.timeout_seconds),
-                switches: [upper.switches, lower.switches].concat(),
             }),
             (upper, lower) => upper.or(lower),
         };
@@ -48,23 +47,19 @@ impl Policy {
     /// Time for a usable address.
     #[must_use]
     pub fn slaac_timeout(&self) -> Duration {
-        self.slaac_timeout_seconds
-            .map_or(SLAAC_TIMEOUT, Duration::from_secs)
+        limited(self.slaac_timeout_seconds, SLAAC_TIMEOUT)
     }
 
     /// Time for a usable answer of the boot helper.
     #[must_use]
     pub fn boot_helper_timeout(&self) -> Duration {
-        self.boot_helper_timeout_seconds
-            .map_or(BOOT_HELPER_TIMEOUT, Duration::from_secs)
+        limited(self.boot_helper_timeout_seconds, BOOT_HELPER_TIMEOUT)
     }
 
     /// Time between a failure and the reboot.
     #[must_use]
     pub fn reboot_delay(&self) -> Duration {
-        self.reboot_delay_seconds
-            .map_or(REBOOT_DELAY, Duration::from_secs)
-            .min(MAX_REBOOT_DELAY)
+        limited(self.reboot_delay_seconds, REBOOT_DELAY)
     }
 
     /// Time without an allocation until the planned reboot, before the random part.
@@ -88,11 +83,14 @@ impl Policy {
         Requirement {
             interfaces: count(lldp.interfaces, default.interfaces),
             chassis: count(lldp.chassis, default.chassis),
-            timeout: lldp
-                .timeout_seconds
-                .map_or(default.timeout, Duration::from_secs),
+            timeout: limited(lldp.timeout_seconds, default.timeout),
         }
     }
+}
+
+/// A time that was set, within reason; the default where none was.
+fn limited(seconds: Option<u64>, default: Duration) -> Duration {
+    seconds.map_or(default, Duration::from_secs).min(LONGEST)
 }
 
 #[cfg(test)]
@@ -121,7 +119,7 @@ mod tests {
         assert_eq!(Policy::default().switches(), Requirement::default());
         assert_eq!(Policy::default().reboot_delay(), REBOOT_DELAY);
         let odd = policy(serde_json::json!({"reboot_delay_seconds": 1_000_000, "wait_hours": 0}));
-        assert_eq!(odd.reboot_delay(), MAX_REBOOT_DELAY);
+        assert_eq!(odd.reboot_delay(), LONGEST);
         assert_eq!(odd.wait(), Duration::from_secs(3600));
     }
 }

@@ -6,6 +6,8 @@ use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
+use crate::control::http::shown;
+
 use super::layer::{Layer, OsInstaller};
 use super::policy::Policy;
 
@@ -105,9 +107,13 @@ impl Settings {
         fn line<T: fmt::Display>(name: &str, value: Option<&Sourced<T>>) -> Option<String> {
             value.map(|v| format!("{name} {} ({})", v.value, v.source))
         }
+        // Without user info and query: both may hold credentials.
+        fn url(name: &str, value: Option<&Sourced<Url>>) -> Option<String> {
+            value.map(|v| format!("{name} {} ({})", shown(&v.value), v.source))
+        }
         [
-            line("boot helper", self.boot_helper_url.as_ref()),
-            line("apiserver", self.apiserver_url.as_ref()),
+            url("boot helper", self.boot_helper_url.as_ref()),
+            url("apiserver", self.apiserver_url.as_ref()),
             line("partition", self.partition.as_ref()),
             line("ordered allocation", self.order.as_ref()),
             self.token

@@ -170,7 +170,9 @@ pub struct Allocation {
     pub uuid: Uuid,
     pub hostname: String,
     pub image: Image,
-    pub layout: FilesystemLayout,
+    /// What is wrong with it otherwise: a machine that is only to boot its disk needs no
+    /// layout, and must not be held up by one that is newer than this agent.
+    pub layout: Result<FilesystemLayout, String>,
     pub ssh_public_keys: Vec<String>,
     /// As sent: base64 or plain text; a secret as far as logs are concerned.
     pub userdata: String,
@@ -192,18 +194,27 @@ impl<'de> Deserialize<'de> for Allocation {
             uuid: Uuid,
             #[serde(default)]
             meta: Option<Meta>,
-            #[serde(default)]
+            #[serde(default, deserialize_with = "null_is_default")]
             hostname: String,
+            #[serde(default, deserialize_with = "null_is_default")]
             image: Image,
-            #[serde(alias = "filesystem_layout")]
-            filesystem_layout: FilesystemLayout,
-            #[serde(default, alias = "ssh_public_keys")]
+            #[serde(default, alias = "filesystem_layout")]
+            filesystem_layout: serde_json::Value,
+            #[serde(
+                default,
+                alias = "ssh_public_keys",
+                deserialize_with = "null_is_default"
+            )]
             ssh_public_keys: Vec<String>,
-            #[serde(default)]
+            #[serde(default, deserialize_with = "null_is_default")]
             userdata: String,
-            #[serde(default, alias = "allocation_type")]
+            #[serde(
+                default,
+                alias = "allocation_type",
+                deserialize_with = "null_is_default"
+            )]
             allocation_type: String,
-            #[serde(default)]
+            #[serde(default, deserialize_with = "null_is_default")]
             reinstall: bool,
         }
         #[derive(Deserialize)]
@@ -218,7 +229,8 @@ impl<'de> Deserialize<'de> for Allocation {
             uuid: wire.uuid,
             hostname: wire.hostname,
             image: wire.image,
-            layout: wire.filesystem_layout,
+            layout: FilesystemLayout::deserialize(wire.filesystem_layout)
+                .map_err(|error| error.to_string()),
             ssh_public_keys: wire.ssh_public_keys,
             userdata: wire.userdata,
             allocation_type: wire.allocation_type,
@@ -232,8 +244,9 @@ impl<'de> Deserialize<'de> for Allocation {
 /// `Image`: where the operating system comes from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Image {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub id: String,
+    #[serde(default, deserialize_with = "null_is_default")]
     pub url: String,
     #[serde(default, deserialize_with = "null_is_default")]
     pub name: String,
@@ -423,7 +436,8 @@ mod tests {
             "futureField":{"deep":[1,2]}}"#;
         let allocation: Allocation = serde_json::from_str(text).unwrap();
         assert_eq!(allocation.hostname, "web-1");
-        let partitions = &allocation.layout.disks[0].partitions;
+        let layout = allocation.layout.unwrap();
+        let partitions = &layout.disks[0].partitions;
         assert_eq!(
             partitions.iter().map(|p| p.size).collect::<Vec<_>>(),
             [500, 5000, 0]
@@ -433,6 +447,15 @@ mod tests {
             allocation.created_at.map(|at| at.to_string()).as_deref(),
             Some("2026-11-22T08:00:00Z")
         );
+    }
+
+    #[test]
+    fn a_layout_from_the_future_does_not_hide_the_allocation() {
+        let text = r#"{"uuid":"7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10","hostname":null,
+            "filesystemLayout":{"filesystems":[{"format":"FORMAT_BTRFS"}]}}"#;
+        let allocation: Allocation = serde_json::from_str(text).unwrap();
+        assert!(allocation.layout.unwrap_err().contains("FORMAT_BTRFS"));
+        assert_eq!(allocation.hostname, "");
     }
 
     #[test]

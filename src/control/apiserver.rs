@@ -86,8 +86,10 @@ pub struct Registered {
     /// The size the server found for this hardware; may be empty.
     pub size: String,
     pub partition: String,
-    /// The server's clock when it answered: what `Age::of` compares allocations with.
-    pub server_date: Timestamp,
+    /// The server's clock when it answered: what `Age::of` compares allocations with. This
+    /// machine's own clock never stands in for it: a flat battery would make every
+    /// allocation look new.
+    pub server_date: Option<Timestamp>,
 }
 
 /// How `InstallationSucceeded` went.
@@ -229,7 +231,7 @@ impl Apiserver {
         })
     }
 
-    /// `Register`. A missing or unreadable `Date` header is replaced by this machine's clock.
+    /// `Register`.
     ///
     /// # Errors
     /// Any [`Error`] that outlasts the repetitions; `invalid_argument` and
@@ -243,14 +245,13 @@ impl Apiserver {
             partition: Option<String>,
         }
         let reply: Answer<Reply> = self.call("Register", request, self.times.call).await?;
-        let server_date = reply.date.unwrap_or_else(|| {
-            warn!("Register was answered without a Date; this machine's clock stands in for it");
-            Timestamp::now()
-        });
+        if reply.date.is_none() {
+            warn!("Register was answered without a Date: every allocation counts as standing");
+        }
         Ok(Registered {
             size: reply.message.size.unwrap_or_default(),
             partition: reply.message.partition.unwrap_or_default(),
-            server_date,
+            server_date: reply.date,
         })
     }
 

@@ -69,16 +69,6 @@ pub enum HelperError {
     BadField { url: String, detail: String },
     #[error("boot helper {url} answered more than {limit} bytes; is this a boot helper's URL?")]
     TooLarge { url: String, limit: usize },
-    #[error(
-        "boot helper {0} gave no metal_apiserver_token_for_hammer; check the helper's own token and log"
-    )]
-    NoToken(String),
-    #[error(
-        "boot helper {0} gave no metal_apiserver_url, and none is set in metal.config; set it in either"
-    )]
-    NoApiserverUrl(String),
-    #[error("metal_apiserver_url {url:?} from boot helper {helper} is not an http(s) URL")]
-    BadApiserverUrl { url: String, helper: String },
 }
 
 impl HelperError {
@@ -224,39 +214,6 @@ fn parse(url: &str, body: &[u8]) -> Result<HelperAnswer, HelperError> {
     })
 }
 
-impl HelperAnswer {
-    /// The machine's token.
-    ///
-    /// # Errors
-    /// [`HelperError::NoToken`] naming `base`, the helper that sent this answer.
-    pub fn require_token(&self, base: &Url) -> Result<&SecretString, HelperError> {
-        self.metal_apiserver_token_for_hammer
-            .as_ref()
-            .ok_or_else(|| HelperError::NoToken(shown(base)))
-    }
-
-    /// The apiserver's URL: the helper's own base when it proxies.
-    ///
-    /// # Errors
-    /// No URL, or not an http(s) one.
-    pub fn require_apiserver_url(&self, base: &Url) -> Result<Url, HelperError> {
-        if self.proxy_apiserver {
-            return Ok(base.clone());
-        }
-        let text = self
-            .metal_apiserver_url
-            .as_deref()
-            .ok_or_else(|| HelperError::NoApiserverUrl(shown(base)))?;
-        Url::parse(text)
-            .ok()
-            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| HelperError::BadApiserverUrl {
-                url: printable(text, 200),
-                helper: shown(base),
-            })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,28 +295,5 @@ mod tests {
             };
             assert_eq!(error.verdict(), expected, "{status}");
         }
-    }
-
-    #[test]
-    fn what_an_answer_lacks_is_named() {
-        let base = url("http://u:s3cret@[2001:db8::1]:4242");
-        let mut answer = HelperAnswer::default();
-        let token = answer.require_token(&base).unwrap_err().to_string();
-        assert!(
-            token.contains("metal_apiserver_token_for_hammer"),
-            "{token}"
-        );
-        assert!(token.contains("http://[2001:db8::1]:4242/"), "{token}");
-        let missing = answer.require_apiserver_url(&base).unwrap_err().to_string();
-        assert!(missing.contains("metal_apiserver_url"), "{missing}");
-        assert!(!missing.contains("s3cret"), "{missing}");
-        answer.metal_apiserver_url = Some("api.example.org".into());
-        let wrong = answer.require_apiserver_url(&base).unwrap_err().to_string();
-        assert!(wrong.contains("\"api.example.org\""), "{wrong}");
-        answer.metal_apiserver_url = Some("https://api.example.org".into());
-        let found = answer.require_apiserver_url(&base).unwrap();
-        assert_eq!(found.as_str(), "https://api.example.org/");
-        answer.proxy_apiserver = true;
-        assert_eq!(answer.require_apiserver_url(&base).unwrap(), base);
     }
 }

@@ -49,7 +49,7 @@ async fn an_answer_is_fetched_with_the_ticket() {
     })
     .await;
     let answer = fetch(&stand_in.url, Some("tick-s3cret")).await.unwrap();
-    let token = answer.require_token(&stand_in.url).unwrap();
+    let token = answer.metal_apiserver_token_for_hammer.unwrap();
     assert_eq!(token.expose_secret(), "tok-s3cret");
     let head = stand_in.seen()[0].head.to_ascii_lowercase();
     let line = "get /config/7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10 http/1.1\r\n";

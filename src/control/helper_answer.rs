@@ -144,12 +144,6 @@ pub struct LldpPolicy {
     pub chassis: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
-    /// System names of neighbours that are switches although they do not say so.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub switches: Vec<String>,
 }
 
 /// serde's `skip_serializing_if` passes a reference.
@@ -253,7 +247,7 @@ mod tests {
           "certificate_auth":{"cert":"PEM","key":"k-s3cret","insecure_skip_verify":true}},
         "ca_cert":"CERT","os_installer":{"url":"http://h/i","sha256":"00","drop_fields":["placementLabels"]},
         "image_cache":"http://cache","proxy_apiserver":true,
-        "policy":{"adopt":"boot-disk","lldp":{"interfaces":1,"chassis":1,"timeout_seconds":9,"switches":["leaf01"]},
+        "policy":{"adopt":"boot-disk","lldp":{"interfaces":1,"chassis":1,"timeout_seconds":9},
           "slaac_timeout_seconds":60,"wait_hours":24,"exclude_disks":["SER1"]}}"#;
 
     #[test]

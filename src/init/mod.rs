@@ -48,6 +48,7 @@ pub fn run() -> ! {
 async fn supervise(verbosity: Verbosity, mut panics: mpsc::Receiver<String>) -> Infallible {
     let lifeline = Lifeline::default();
     let boot = tokio::spawn(sequence::boot(lifeline.clone(), verbosity));
+    let running = boot.abort_handle();
     let failure = tokio::select! {
         ended = boot => match ended {
             Ok(Err(failure)) => failure,
@@ -56,5 +57,7 @@ async fn supervise(verbosity: Verbosity, mut panics: mpsc::Receiver<String>) -> 
         },
         Some(message) = panics.recv() => Failure::new(Step::Agent, message),
     };
+    // A panic elsewhere leaves the sequence running; it must not go on behind the failure.
+    running.abort();
     lifeline.fail(failure).await
 }

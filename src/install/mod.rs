@@ -18,7 +18,7 @@ use reqwest::{Client, Url};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-pub use boot_info::{BootInfo, read as boot_info};
+pub use boot_info::{BootInfo, PATH as BOOT_INFO, read as boot_info};
 pub use error::Error;
 
 use crate::image::fetch::{Download, shown_url};

@@ -174,6 +174,11 @@ impl Registered {
         come_back(efi);
         let disks =
             scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
+        if disks.disks().is_empty() {
+            let why = "this machine has no disk that may be written, so nothing could ever be installed on it; \
+                       check disks, controller and policy.exclude_disks";
+            return Err(Failure::new(Step::Wipe, why));
+        }
         tracing::info!("wiping {} disks", disks.disks().len());
         let wiped = block_in_place(|| wipe::wipe(&disks, depth)).during(Step::Wipe)?;
         for disk in &wiped {
@@ -194,16 +199,14 @@ impl Registered {
         for found in &dirty {
             tracing::warn!("{found}");
         }
-        self.wipe(scope, Depth::Quick).await
+        self.wipe(scope, Depth::Full).await
     }
 
     /// Waits for an allocation, for as long as it takes or until the planned reboot.
     async fn wait(self) -> Result<Allocated, Failure> {
         self.authorized
-            .apiserver
-            .send_event(EventType::Waiting, "")
-            .await
-            .during(Step::Allocation)?;
+            .send_event(EventType::Waiting, "", Step::Allocation)
+            .await?;
         tracing::info!("waiting for an allocation");
         // An idle machine reboots, so that new agents and firmware settings reach it; at a random
         // time, so that a fleet does not reboot at once.

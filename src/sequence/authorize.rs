@@ -8,7 +8,7 @@ use url::Url;
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
 use crate::config::{Settings, Source, Sourced, layer};
-use crate::control::api::Allocation;
+use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
 use crate::control::boot_helper_client;
 use crate::control::error::Error;
@@ -117,8 +117,24 @@ impl Authorized {
         }
     }
 
+    /// Sends an event; a token that has expired meanwhile is renewed.
+    pub(super) async fn send_event(
+        &self,
+        event: EventType,
+        message: &str,
+        step: Step,
+    ) -> Result<(), Failure> {
+        match self.apiserver.send_event(event, message).await {
+            Err(error) if error.is_unauthenticated() => {
+                self.renew_token(&error).await?;
+                self.apiserver.send_event(event, message).await.during(step)
+            }
+            result => result.during(step),
+        }
+    }
+
     /// Fetches a new token from the boot helper.
-    async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
+    pub(super) async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
         tracing::warn!("{refused}; asking the boot helper for a new token");
         let settings = self.connected.ask_helper().await?;
         let (_, token) = endpoint(&settings)?;
@@ -130,7 +146,13 @@ impl Authorized {
 
 /// Whom to believe at boot helper and apiserver.
 fn trust(settings: &Settings) -> Trust<'_> {
+    let pinned = settings
+        .apiserver_url
+        .as_ref()
+        .is_some_and(|url| url.source != Source::BootHelper);
     match &settings.ca_cert {
+        // A helper cannot say who may vouch for an apiserver that it did not name.
+        Some(ca) if pinned && ca.source == Source::BootHelper => Trust::Public,
         Some(ca) => Trust::Only(&ca.value),
         None => Trust::Public,
     }
@@ -161,4 +183,52 @@ fn endpoint(settings: &Settings) -> Result<(Url, SecretString), Failure> {
         .as_ref()
         .ok_or_else(|| missing("metal_apiserver_token_for_hammer"))?;
     Ok((base.clone(), token.value.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layer;
+
+    fn settings(helper: &str, file: &str) -> Settings {
+        let layer = |json: &str| -> Layer {
+            let (layer, problems) = layer::from_map(serde_json::from_str(json).unwrap());
+            assert_eq!(problems, []);
+            layer
+        };
+        Settings::from_layers([
+            (Source::BootHelper, layer(helper)),
+            (Source::File, layer(file)),
+        ])
+    }
+
+    #[test]
+    fn what_is_not_said_is_named() {
+        let base = r#"{"boot_helper_url":"http://[2001:db8::1]:4242"}"#;
+        let missing = |helper| endpoint(&settings(helper, base)).unwrap_err().cause;
+        assert!(missing("{}").contains("metal_apiserver_url"));
+        let token = missing(r#"{"metal_apiserver_url":"https://api.example.org"}"#);
+        assert!(
+            token.contains("metal_apiserver_token_for_hammer"),
+            "{token}"
+        );
+    }
+
+    #[test]
+    fn a_helper_may_be_a_proxy_but_not_for_a_pinned_apiserver() {
+        let answer = r#"{"metal_apiserver_url":"https://api.example.org","proxy_apiserver":true,
+            "metal_apiserver_token_for_hammer":"t","ca_cert":"HELPERS"}"#;
+        let own = r#"{"boot_helper_url":"http://[2001:db8::1]:4242"}"#;
+        let (base, _) = endpoint(&settings(answer, own)).unwrap();
+        assert_eq!(base.as_str(), "http://[2001:db8::1]:4242/");
+        assert!(matches!(
+            trust(&settings(answer, own)),
+            Trust::Only("HELPERS")
+        ));
+        let pinned = r#"{"boot_helper_url":"http://[2001:db8::1]:4242",
+            "metal_apiserver_url":"https://pinned.example.org"}"#;
+        let (base, _) = endpoint(&settings(answer, pinned)).unwrap();
+        assert_eq!(base.as_str(), "https://pinned.example.org/");
+        assert!(matches!(trust(&settings(answer, pinned)), Trust::Public));
+    }
 }

@@ -37,11 +37,9 @@ impl Booted {
     pub fn start(lifeline: Lifeline, verbosity: Verbosity) -> Result<Self, Failure> {
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
-        for problem in &command_line.problems {
-            tracing::warn!("kernel command line, {problem}");
-        }
+        refuse_half_a_policy("kernel command line", &command_line.problems)?;
         let (file, medium) = match &command_line.medium {
-            Some(label) => read_medium(label),
+            Some(label) => read_medium(label)?,
             None => (Layer::default(), Vec::new()),
         };
         let layers = vec![
@@ -81,34 +79,46 @@ impl Booted {
     }
 }
 
-/// Reads `metal.config` from the medium. Nothing that is wrong with it ends the boot: the
-/// kernel command line may hold all that is needed.
-fn read_medium(label: &str) -> (Layer, Vec<String>) {
+/// Reads `metal.config` from the medium. A medium that is gone, or a file that makes no
+/// sense, does not end the boot: the kernel command line may hold all that is needed.
+fn read_medium(label: &str) -> Result<(Layer, Vec<String>), Failure> {
     let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
     let medium = match medium::read(sys, dev, label, Path::new(MEDIUM_MOUNT)) {
         Ok(medium) => medium,
-        Err(error) => {
-            tracing::warn!("{error}; going on with the kernel command line alone");
-            return Default::default();
+        Err(error @ medium::MediumError::Missing { .. }) => {
+            tracing::warn!("{error} Going on with the kernel command line alone");
+            return Ok(Default::default());
         }
+        // It is there and says something; not knowing what is no licence to go on.
+        Err(error) => return Err(error).during(Step::Start),
     };
     tracing::info!("boot medium {label} is {}", medium.names.join(", "));
     let Some(config) = medium.config else {
         tracing::warn!(
             "the boot medium holds no boot/metal.config; going on with the kernel command line alone"
         );
-        return (Layer::default(), medium.names);
+        return Ok((Layer::default(), medium.names));
     };
     match file::parse(&config) {
         Ok((layer, problems)) => {
-            for problem in problems {
-                tracing::warn!("metal.config, {problem}");
-            }
-            (layer, medium.names)
+            refuse_half_a_policy("metal.config", &problems)?;
+            Ok((layer, medium.names))
         }
         Err(error) => {
             tracing::warn!("{error}; going on with the kernel command line alone");
-            (Layer::default(), medium.names)
+            Ok((Layer::default(), medium.names))
         }
+    }
+}
+
+/// Logs what could not be used. A policy that cannot be read may have excluded disks from
+/// being written, so the boot does not go on without it.
+fn refuse_half_a_policy(source: &str, problems: &[file::Problem]) -> Result<(), Failure> {
+    for problem in problems {
+        tracing::warn!("{source}, {problem}");
+    }
+    match problems.iter().find(|problem| problem.key == "policy") {
+        Some(problem) => Err(Failure::new(Step::Start, format!("{source}, {problem}"))),
+        None => Ok(()),
     }
 }

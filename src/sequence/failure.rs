@@ -33,7 +33,7 @@ pub enum Step {
     Image,
     Installer,
     BootEntry,
-    Kexec,
+    Report,
     BootDisk,
     Agent,
 }
@@ -52,7 +52,7 @@ impl fmt::Display for Step {
             Self::Image => "image",
             Self::Installer => "installer",
             Self::BootEntry => "boot entry",
-            Self::Kexec => "kexec",
+            Self::Report => "success report",
             Self::BootDisk => "boot from disk",
             Self::Agent => "agent",
         })
@@ -136,8 +136,8 @@ struct Inner {
     apiserver: OnceLock<Apiserver>,
     efi: OnceLock<Vars>,
     policy: Mutex<Policy>,
-    /// A re-install that has not written yet: the old OS is whole and boots instead.
-    old_os_is_whole: AtomicBool,
+    /// The disk holds a whole OS, an old one or the one just installed: it boots next.
+    os_is_whole: AtomicBool,
 }
 
 impl Lifeline {
@@ -156,9 +156,10 @@ impl Lifeline {
         *self.0.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy.clone();
     }
 
-    /// Says whether the OS on the disk is untouched and may be booted if this boot fails.
-    pub fn old_os_is_whole(&self, whole: bool) {
-        self.0.old_os_is_whole.store(whole, Ordering::SeqCst);
+    /// Says whether the disk holds a whole OS that is to boot if this boot fails: an old one
+    /// before the first write of its re-install, a new one once it is reported.
+    pub fn os_is_whole(&self, whole: bool) {
+        self.0.os_is_whole.store(whole, Ordering::SeqCst);
     }
 
     /// Reports a failure and resets the machine, which comes back to this medium, or to the
@@ -170,9 +171,9 @@ impl Lifeline {
             let policy = self.0.policy.lock().unwrap_or_else(PoisonError::into_inner);
             policy.reboot_delay()
         };
-        self.aim_next_boot();
         tracing::warn!("rebooting in {} s", delay.as_secs());
         tokio::time::sleep(delay).await;
+        self.aim_next_boot();
         power::reboot_now()
     }
 
@@ -181,25 +182,19 @@ impl Lifeline {
             tracing::warn!("there is no control plane yet to report this to");
             return;
         };
-        let event = apiserver.send_event(EventType::Crashed, message);
-        match tokio::time::timeout(REPORT_DEADLINE, event).await {
-            Ok(Ok(())) => tracing::info!("the control plane knows (CRASHED)"),
-            Ok(Err(error)) => tracing::error!("cannot report the failure: {error}"),
-            Err(_) => tracing::error!(
-                "cannot report the failure: no answer within {} s",
-                REPORT_DEADLINE.as_secs()
-            ),
+        let event = apiserver.send_event_within(EventType::Crashed, message, REPORT_DEADLINE);
+        match event.await {
+            Ok(()) => tracing::info!("the control plane knows (CRASHED)"),
+            Err(error) => tracing::error!("cannot report the failure: {error}"),
         }
     }
 
     fn aim_next_boot(&self) {
         let Some(efi) = self.0.efi.get() else { return };
-        if self.0.old_os_is_whole.load(Ordering::SeqCst) {
+        if self.0.os_is_whole.load(Ordering::SeqCst) {
             match super::boot_disk::aim(efi) {
                 Ok(chosen) => {
-                    tracing::warn!(
-                        "nothing was written: the next boot is the installed OS, {chosen}"
-                    );
+                    tracing::warn!("the next boot is the installed OS, {chosen}");
                     return;
                 }
                 Err(failure) => tracing::error!("{failure}"),

@@ -9,11 +9,12 @@ use secrecy::SecretString;
 use super::allocate::Allocated;
 use super::failure::{During, Failure, Step};
 use crate::control::api::EventType;
-use crate::efi::boot;
+use crate::control::apiserver::Completion;
+use crate::efi::{boot, journal};
 use crate::init::power;
 use crate::install;
 use crate::install::kexec::Loaded;
-use crate::report::memory;
+use crate::report::{console, memory};
 
 /// After InstallationSucceeded the switch port is in the tenant's network: what follows is
 /// best effort and may take this long in all (contracts.md §1).
@@ -36,41 +37,70 @@ pub struct Installed {
 
 impl Installed {
     /// Reports the success and starts the new kernel; by kexec, or where the kernel refuses
-    /// that, by a reset through the boot entry.
+    /// that, by a reset through the boot entry. Once the success is reported nothing leads
+    /// back to this medium: the switch port is in the tenant's network by then.
     ///
     /// # Errors
-    /// The control plane refuses the report, or the kernel the jump.
+    /// The control plane refuses the report.
     pub(super) async fn kexec(self) -> Result<Infallible, Failure> {
+        if let Err(failure) = self.report().await {
+            // The control plane still takes the install for unfinished; so does the next boot.
+            let efi = &self.allocated.registered.authorized.connected.booted.efi;
+            journal::write(efi, &self.allocated.begun()).during(Step::Report)?;
+            return Err(failure);
+        }
         let authorized = &self.allocated.registered.authorized;
-        authorized
-            .apiserver
-            .installation_succeeded(&self.password)
-            .await
-            .during(Step::Kexec)?;
+        let booted = &authorized.connected.booted;
+        booted.lifeline.os_is_whole(true);
         if let Some(peak) = memory::peak_rss(Path::new("/proc")) {
             tracing::info!("peak RSS of the agent: {} MiB", peak.div_ceil(1 << 20));
         }
-        let last_words = authorized.apiserver.send_event(
-            EventType::BootingNewKernel,
-            &self.allocated.allocation.image.id,
-        );
-        match tokio::time::timeout(LAST_WORDS, last_words).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the last event was not heard: {error}"),
-            Err(_) => tracing::warn!("the last event was not answered"),
+        let image = &self.allocated.allocation.image.id;
+        let last_words =
+            authorized
+                .apiserver
+                .send_event_within(EventType::BootingNewKernel, image, LAST_WORDS);
+        if let Err(error) = last_words.await {
+            tracing::warn!("the last event was not heard: {error}");
         }
-        match self.kernel.loaded {
+        let error = match self.kernel.loaded {
             Ok(loaded) => {
                 tracing::info!("kexec");
-                loaded.execute().during(Step::Kexec)
-            }
-            Err(error) => {
-                tracing::warn!("{error}; booting the disk by a reset instead");
-                if let Some(entry) = self.kernel.entry {
-                    boot::set_next(&authorized.connected.booted.efi, entry).during(Step::Kexec)?;
+                console::flush();
+                match loaded.execute() {
+                    Err(error) => error,
                 }
-                power::reboot_now()
             }
+            Err(error) => error,
+        };
+        tracing::warn!("{error}; booting the disk by a reset instead");
+        if let Some(entry) = self.kernel.entry
+            && let Err(error) = boot::set_next(&booted.efi, entry)
+        {
+            tracing::warn!("{error}; the boot entry is first in BootOrder all the same");
         }
+        power::reboot_now()
+    }
+
+    /// Reports the success; with a new token when the old one has expired meanwhile.
+    async fn report(&self) -> Result<(), Failure> {
+        let authorized = &self.allocated.registered.authorized;
+        let apiserver = &authorized.apiserver;
+        let completion = match apiserver.installation_succeeded(&self.password).await {
+            Err(error) if error.is_unauthenticated() => {
+                authorized.renew_token(&error).await?;
+                apiserver.installation_succeeded(&self.password).await
+            }
+            result => result,
+        };
+        match completion.during(Step::Report)? {
+            Completion::Answered => {
+                tracing::info!("the control plane knows that this machine is installed")
+            }
+            Completion::Unanswered => tracing::warn!(
+                "the success report was not answered; the network has probably moved to the tenant already"
+            ),
+        }
+        Ok(())
     }
 }

@@ -35,11 +35,11 @@ impl Allocated {
     /// Anything that went wrong. What a failure after the first write leaves is not bootable.
     pub(super) async fn install(self) -> Result<Installed, Failure> {
         let lifeline = &self.registered.authorized.connected.booted.lifeline;
-        lifeline.old_os_is_whole(self.reinstall);
+        lifeline.os_is_whole(self.reinstall);
         let checked = self.check().await?;
+        let password = install::console_password().during(Step::Preflight)?;
         self.announce().await?;
-        lifeline.old_os_is_whole(false);
-        let password = install::console_password().during(Step::Installer)?;
+        lifeline.os_is_whole(false);
         match self.write(&checked, &password).await {
             Ok(kernel) => Ok(Installed {
                 allocated: self,
@@ -58,16 +58,18 @@ impl Allocated {
     async fn announce(&self) -> Result<(), Failure> {
         self.registered
             .authorized
-            .apiserver
-            .send_event(EventType::Installing, &self.allocation.image.id)
-            .await
-            .during(Step::Preflight)?;
+            .send_event(
+                EventType::Installing,
+                &self.allocation.image.id,
+                Step::Preflight,
+            )
+            .await?;
         let efi = &self.registered.authorized.connected.booted.efi;
         come_back(efi);
         journal::write(efi, &self.begun()).during(Step::Preflight)
     }
 
-    fn begun(&self) -> Journal {
+    pub(super) fn begun(&self) -> Journal {
         Journal::Installing {
             allocation: self.allocation.uuid,
             extent: self.scope.extent(),
@@ -98,28 +100,43 @@ impl Allocated {
                 tracing::info!("{disk}");
             }
         }
-        let target = block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
-            .during(Step::Partitioning)?;
-        self.copy_journal(&target, &self.begun());
-        tracing::info!("image: {}", image::shown_url(&checked.image.url));
-        let progress = ProgressLine::default();
-        let downloads = &self.registered.authorized.downloads;
-        let image = image::install(downloads, &checked.image, &target.root, &|p| {
-            progress.show(p)
-        })
-        .await
-        .during(Step::Image)?;
-        tracing::info!("{image}");
+        let (target, image) = self.unpack(checked).await?;
         let boot_info = self.prepare(&target, password).await?;
         let kernel = self.make_bootable(&target, &image, &boot_info)?;
         // Its open files would keep the target busy.
         drop(boot_info);
-        self.copy_journal(&target, &self.done());
+        self.copy_journal(&target, &self.done())?;
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
-        journal::write(efi, &self.done()).during(Step::BootEntry)?;
         boot::clear_next(efi).during(Step::BootEntry)?;
+        journal::write(efi, &self.done()).during(Step::BootEntry)?;
         Ok(kernel)
+    }
+
+    /// Lays out the disks and streams the image onto them. Should the image cache have a
+    /// damaged copy, once more from the origin, onto fresh file systems.
+    async fn unpack(&self, checked: &Checked) -> Result<(Target, VerifiedImage), Failure> {
+        let mut source = checked.image.clone();
+        loop {
+            let target =
+                block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
+                    .during(Step::Partitioning)?;
+            self.copy_journal(&target, &self.begun())?;
+            let progress = ProgressLine::default();
+            let downloads = &self.registered.authorized.downloads;
+            let show = |so_far| progress.show(so_far);
+            match image::install(downloads, &source, &target.root, &show).await {
+                Ok(image) => {
+                    tracing::info!("{image}");
+                    return Ok((target, image));
+                }
+                Err(error) if error.retry_from_origin() && source.cache.take().is_some() => {
+                    tracing::warn!("{error}; once more from the origin");
+                    block_in_place(|| target.unmount()).during(Step::Image)?;
+                }
+                Err(error) => return Err(error).during(Step::Image),
+            }
+        }
     }
 
     /// Writes what the installer reads, runs it, and reads what it left.
@@ -127,15 +144,15 @@ impl Allocated {
         let settings = &self.registered.authorized.settings;
         let root = RootDir::open(&target.root).during(Step::Installer)?;
         let fstab = target.fstab();
-        let console = settings
-            .console
-            .as_ref()
-            .map(|console| format!("console={console}"));
-        let console = console.as_deref().and_then(files::serial_console);
-        let drop_fields = settings
-            .os_installer
-            .as_ref()
-            .map(|i| i.drop_fields.as_slice());
+        // An installer wants a serial console, which need not be the last one.
+        let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        let console = files::serial_console(&line).or_else(|| {
+            let console = settings.console.as_ref()?;
+            files::serial_console(&format!("console={console}"))
+        });
+        // What our installer does not understand is no reason to keep it from the image's own.
+        let own = chroot::find_installer(&root).during(Step::Installer)?;
+        let brought = settings.os_installer.as_ref().filter(|_| own.is_none());
         let facts = Facts {
             machine: self.registered.authorized.connected.booted.machine,
             allocation: &self.allocation,
@@ -145,12 +162,15 @@ impl Allocated {
             raid_enabled: false,
             root_uuid: &target.root_uuid,
             timestamp: Timestamp::now(),
-            drop_fields: drop_fields.unwrap_or_default(),
+            drop_fields: brought.map_or(&[], |installer| &installer.drop_fields),
         };
         let rendered = files::render(&facts).during(Step::Installer)?;
         files::write(&root, &rendered).during(Step::Installer)?;
         files::write_fstab(&root, &fstab).during(Step::Installer)?;
-        if let Some(installer) = &settings.os_installer {
+        // A captured image may hold one of another machine; only this install's counts.
+        root.remove(Path::new(install::BOOT_INFO))
+            .during(Step::Installer)?;
+        if let Some(installer) = brought {
             let downloads = &self.registered.authorized.downloads;
             install::fetch_installer(downloads, &installer.url, &installer.sha256, &root)
                 .await
@@ -207,17 +227,25 @@ impl Allocated {
         })
     }
 
-    /// A copy for the day the firmware forgets its variables. Best effort: the variable counts.
-    fn copy_journal(&self, target: &Target, journal: &Journal) {
-        let Some(partition) = &target.esp else { return };
-        if let Err(error) = journal::copy_to_esp(&esp_mount(target, partition), journal) {
-            tracing::warn!("the install journal has no copy on the EFI system partition: {error}");
+    /// A copy for the day the firmware forgets its variables.
+    fn copy_journal(&self, target: &Target, journal: &Journal) -> Result<(), Failure> {
+        match &target.esp {
+            Some(partition) => {
+                journal::copy_to_esp(&esp_mount(target, partition), journal).during(Step::BootEntry)
+            }
+            None => Ok(()),
         }
     }
 
     /// Makes sure that a half-written disk boots nowhere, should the firmware find it before
     /// this medium. Best effort: the journal says `installing` and the next boot begins anew.
     fn spoil(&self, checked: &Checked) {
+        // A journal that calls the disks installed must not outlive what is on them.
+        let efi = &self.registered.authorized.connected.booted.efi;
+        if let Err(error) = journal::write(efi, &self.begun()) {
+            tracing::error!("{error}; the disks are left as they are");
+            return;
+        }
         block_in_place(|| {
             unmount_below(Path::new(TARGET));
             match wipe::wipe(&checked.disks, Depth::Quick) {

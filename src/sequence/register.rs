@@ -21,8 +21,8 @@ const ALIVE_EVERY: Duration = Duration::from_secs(60);
 /// A machine that metal-apiserver knows.
 pub struct Registered {
     pub(super) authorized: Authorized,
-    /// The server's clock when it accepted the registration.
-    pub(super) at: Timestamp,
+    /// The server's clock when it accepted the registration, if it said so.
+    pub(super) at: Option<Timestamp>,
     /// As reported, for the installer.
     pub(super) nics: Vec<Nic>,
     _alive: Ticker,

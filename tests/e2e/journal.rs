@@ -124,3 +124,56 @@ fn a_machine_that_was_given_back_is_wiped() {
         "a disk was not wiped"
     );
 }
+
+#[test]
+fn an_ordered_reinstall_leaves_the_data_disk_alone() {
+    let bed = Bed::plan("journal_reinstall").start();
+    let mut machine = with_iso(&bed, true);
+    let url = bed.publish("tiny", &Image::built("tiny"));
+    let allocation = Allocation::new(&url, "/dev/vda");
+    let mut guest = install(&bed, &machine, &allocation);
+    assert_eq!(guest.wait_end(90), End::PowerOff);
+    let first_root = fact(&guest, "root");
+
+    machine.disks[1].scribble(4096, PATTERN);
+    let data = machine.disks[1].hash();
+    let config = json!({
+        "boot_helper_url": helper_url(),
+        "machine": {"allocation": format!("urn:uuid:{}", allocation.uuid())},
+    });
+    machine.start = media::iso(&bed.dir, &config, Media::SataCd);
+    machine.order = Some(Order::MediaFirst);
+
+    // The image is gone: that is known before the first write, and the old OS boots again.
+    bed.allocate(
+        &allocation
+            .clone()
+            .with("/image/url", json!(bed.publish("gone", &Image::missing()))),
+    );
+    let before = machine.disks[0].hash();
+    machine.name = "image-gone".to_owned();
+    let mut gone = bed.power_on(&machine);
+    gone.wait_for("the next boot is the installed OS", TO_WAITING);
+    assert_eq!(gone.wait_end(60), End::Reset);
+    assert_eq!(machine.disks[0].hash(), before, "the old OS was written to");
+    machine.name = "old-os".to_owned();
+    let mut old = bed.power_on(&machine);
+    old.wait_for("TINY-OS BOOTED via firmware", 120);
+    assert_eq!(old.wait_end(90), End::PowerOff);
+
+    bed.allocate(&allocation);
+    machine.name = "again".to_owned();
+    let mut again = bed.power_on(&machine);
+    again.wait_for("TINY-OS BOOTED via kexec", TO_WAITING + TO_INSTALLED);
+    assert_eq!(again.wait_end(90), End::PowerOff);
+    assert_ne!(
+        fact(&again, "root"),
+        first_root,
+        "the root was not made anew"
+    );
+    assert_eq!(
+        machine.disks[1].hash(),
+        data,
+        "a data disk was written at a re-install"
+    );
+}

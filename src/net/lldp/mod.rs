@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use frame::{Capabilities, Frame, Id};
 pub use listener::{Identity, Listener};
-pub use neighbours::{PortNeighbour, Requirement, attach};
+pub use neighbours::{PortNeighbour, Requirement};
 
 /// Why there are no neighbours.
 #[derive(Debug, thiserror::Error)]

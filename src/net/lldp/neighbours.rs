@@ -88,19 +88,6 @@ impl PortNeighbour {
     }
 }
 
-/// Gives each NIC of the machine the neighbours that its link hears.
-pub fn attach(nics: &mut [api::Nic], neighbours: &[PortNeighbour]) {
-    for nic in nics {
-        let own =
-            |neighbour: &&PortNeighbour| nic.mac.eq_ignore_ascii_case(&neighbour.mac.to_string());
-        nic.neighbors = neighbours
-            .iter()
-            .filter(own)
-            .map(PortNeighbour::to_nic)
-            .collect();
-    }
-}
-
 fn limited(text: &str) -> String {
     text.chars().take(MAX_NAME).collect()
 }

@@ -214,33 +214,6 @@ fn long_names_are_cut() {
 }
 
 #[test]
-fn neighbours_go_to_their_own_nic() {
-    let now = Instant::now();
-    let links = [link(2, true), link(3, true)];
-    let mut neighbours = Neighbours::default();
-    neighbours.learn(2, frame(1), now);
-    neighbours.learn(3, frame(2), now);
-    let nic = |mac: &str| api::Nic {
-        mac: mac.to_owned(),
-        ..api::Nic::default()
-    };
-    let mut nics = [
-        nic("52:54:00:00:00:03"),
-        nic("52:54:00:00:00:02"),
-        nic("52:54:00:00:00:ee"),
-    ];
-    attach(&mut nics, &neighbours.switches(&links, now));
-    let hostnames = nics.map(|nic| {
-        let names = nic
-            .neighbors
-            .into_iter()
-            .map(|neighbour| neighbour.hostname);
-        names.collect::<Vec<_>>().join(",")
-    });
-    assert_eq!(hostnames, ["leaf2", "leaf1", ""]);
-}
-
-#[test]
 fn the_report_has_a_line_for_each_port() {
     let now = Instant::now();
     let links = [
