@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::json;
+use uuid::Uuid;
 
 use super::boot_info;
 use super::error::Error;
@@ -26,6 +27,8 @@ pub struct Facts<'a> {
     pub ssh_public_keys: &'a [String],
     /// UUID of the root file system.
     pub root_uuid: &'a str,
+    /// GUID of the partition that it is on: all that a kernel without an initrd can find.
+    pub root_partition: Option<Uuid>,
     /// `ttyS0,115200n8`, from [`super::files::serial_console`].
     pub console: Option<&'a str>,
 }
@@ -77,7 +80,12 @@ fn boot_info_yaml(root: &RootDir, facts: &Facts<'_>) -> Result<String, Error> {
             "there is no vmlinuz-<version> and no vmlinuz; the image has to bring a kernel or an installer",
         ));
     };
-    let mut command_line = format!("root=UUID={} ro", facts.root_uuid);
+    // UUID= is resolved by an initrd's programs, PARTUUID= by the kernel itself
+    // (Documentation/admin-guide/kernel-parameters.txt, root=).
+    let mut command_line = match (initrd, facts.root_partition) {
+        (None, Some(guid)) => format!("root=PARTUUID={guid} rootwait ro"),
+        _ => format!("root=UUID={} ro", facts.root_uuid),
+    };
     if let Some(console) = facts.console {
         command_line.push_str(&format!(" console=tty0 console={console}"));
     }
@@ -376,6 +384,7 @@ mod tests {
             hostname: "web-1",
             ssh_public_keys: &keys,
             root_uuid: "9e2f-01",
+            root_partition: Some(Uuid::from_u128(7)),
             console: Some("ttyS0,115200n8"),
         };
         configure(&root, &facts).unwrap();
@@ -401,6 +410,16 @@ mod tests {
             "root=UUID=9e2f-01 ro console=tty0 console=ttyS0,115200n8"
         );
 
+        // Without an initrd the kernel finds the root by its partition alone.
+        root.remove(Path::new("/boot/initrd.img-6.1.0-9-amd64"))
+            .unwrap();
+        configure(&root, &facts).unwrap();
+        let alone = boot_info::read(&root).unwrap().command_line;
+        assert!(
+            alone.starts_with("root=PARTUUID=00000000-0000-0000-0000-000000000007 rootwait ro "),
+            "{alone}"
+        );
+
         // Again, with dbus' file linked, as Debian has it: the link stays.
         std::os::unix::fs::symlink("/etc/machine-id", at("var/lib/dbus/machine-id")).unwrap();
         configure(&root, &facts).unwrap();
@@ -420,6 +439,7 @@ mod tests {
                 hostname,
                 ssh_public_keys: &[key.to_owned()],
                 root_uuid: "u",
+                root_partition: None,
                 console: None,
             };
             configure(&root, &facts).unwrap_err().to_string()

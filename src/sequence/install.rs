@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::task::block_in_place;
+use uuid::Uuid;
 
 use super::allocate::Allocated;
 use super::come_back;
@@ -21,6 +22,7 @@ use crate::image::{self, VerifiedImage};
 use crate::install::files::{self, Facts};
 use crate::install::{self, BootInfo, chroot, kexec, native};
 use crate::storage::apply::apply;
+use crate::storage::disks;
 use crate::storage::target::{EfiPartition, Target};
 use crate::storage::tools::Tools;
 use crate::storage::wipe::{self, Depth};
@@ -186,6 +188,7 @@ impl Allocated {
                     hostname: &self.allocation.hostname,
                     ssh_public_keys: &self.allocation.ssh_public_keys,
                     root_uuid: &target.root_uuid,
+                    root_partition: root_partition(target),
                     console: console.as_deref(),
                 };
                 native::configure(&root, &facts).during(Step::Installer)?;
@@ -259,6 +262,17 @@ impl Allocated {
 /// Where the EFI system partition of the target is mounted.
 fn esp_mount(target: &Target, partition: &EfiPartition) -> PathBuf {
     target.root.join(partition.path.trim_start_matches('/'))
+}
+
+/// The GUID of the partition that is the target's `/`.
+fn root_partition(target: &Target) -> Option<Uuid> {
+    let filesystem = target.filesystems.iter().find(|fs| fs.path == "/")?;
+    let device = filesystem.device.as_ref()?;
+    let disks = disks::discover(Path::new("/sys")).ok()?;
+    let disks: Vec<_> = disks.into_iter().map(|disk| disk.path).collect();
+    let mut partitions = esp::partitions_of(&disks).into_iter();
+    let partition = partitions.find(|partition| partition.device() == *device)?;
+    Some(partition.location.guid)
 }
 
 /// Unmounts what a failed install left, innermost first; a lazy unmount would keep the disk
