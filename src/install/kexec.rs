@@ -17,9 +17,10 @@ use crate::image::VerifiedImage;
 /// An archive that holds nothing (newc, Documentation/driver-api/early-userspace/buffer-format.rst):
 /// the header of the entry that ends every archive, its name, and padding to four bytes.
 ///
-/// It is loaded where an image brings no initrd. With `KEXEC_FILE_NO_INITRAMFS` the loader of
-/// Linux 6.12 hands the next kernel a place and a size of a ramdisk that were never set, and
-/// that kernel panics before its console works ("Cannot find place for new RAMDISK").
+/// It is loaded where an image brings no initrd. Started with `KEXEC_FILE_NO_INITRAMFS` below
+/// UEFI, Linux 6.12 panics before its console works ("Cannot find place for new RAMDISK"): the
+/// EFI stub of the first boot left a configuration table about *its* initrd, and the next kernel
+/// reads place and size from memory that has been used again since.
 const EMPTY_INITRD: &[u8; 124] = b"070701\
     00000000000000000000000000000000000000010000000000000000000000000000000000000000000000000000000B00000000\
     TRAILER!!!\0\0\0\0";
