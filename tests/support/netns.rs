@@ -61,7 +61,8 @@ impl Netns {
         run(Command::new("ip").args(["netns", "add", &name]));
         let ns = Self { name };
         ns.ip("link set lo up");
-        ns.ip(&format!("address add {SERVICE}/128 dev lo"));
+        // The kernel settles even lo's addresses later, in a worker: nobody could bind to this one before.
+        ns.ip(&format!("address add {SERVICE}/128 dev lo nodad"));
         for key in ["all/forwarding=1", "default/accept_dad=0"] {
             ns.sysctl(key);
         }
