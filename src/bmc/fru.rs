@@ -143,10 +143,13 @@ fn fields(
         part,
         length: area.len(),
     };
-    let mut rest = area.get(start..).ok_or_else(truncated)?;
+    // The last byte is the checksum.
+    let end = area.len() - 1;
+    let mut rest = area.get(start..end).ok_or_else(truncated)?;
     let mut fields = Vec::new();
-    while fields.len() < MAX_FIELDS {
-        let (&kind, behind) = rest.split_first().ok_or_else(truncated)?;
+    while let Some((&kind, behind)) = rest.split_first()
+        && fields.len() < MAX_FIELDS
+    {
         // Type 3 of length 1 ends the fields (section 13).
         if kind == 0xc1 {
             break;
