@@ -76,20 +76,26 @@ pub fn choose(channels: &[Lan]) -> Option<(&Lan, MacAddress, SocketAddr)> {
         .find_map(|lan| Some((lan, lan.mac?, lan.address()?)))
 }
 
-/// Asks for all LAN channels. A parameter that a BMC does not know is one that it has not.
-///
-/// # Errors
-/// Only when the BMC does not talk at all any more.
-pub fn channels<T: Transport>(talk: &mut Talk<T>) -> Result<Vec<Lan>, Error> {
+/// Asks for all LAN channels. A parameter that a BMC does not know is one that it has not;
+/// where it does not talk any more, the list ends, and the error says so.
+pub fn channels<T: Transport>(talk: &mut Talk<T>) -> (Vec<Lan>, Option<Error>) {
     let mut found = Vec::new();
     for channel in CHANNELS {
-        let info = answered(talk.ask(&command::channel_info(channel)))?;
-        let is_lan = info.map(|data| command::is_lan(&data));
-        if matches!(is_lan, Some(Ok(true))) {
-            found.push(describe(talk, channel)?);
+        match one(talk, channel) {
+            Ok(lan) => found.extend(lan),
+            Err(error) => return (found, Some(error)),
         }
     }
-    Ok(found)
+    (found, None)
+}
+
+/// The channel, if it is a LAN.
+fn one<T: Transport>(talk: &mut Talk<T>, channel: u8) -> Result<Option<Lan>, Error> {
+    let info = answered(talk.ask(&command::channel_info(channel)))?;
+    match info.map(|data| command::is_lan(&data)) {
+        Some(Ok(true)) => describe(talk, channel).map(Some),
+        _ => Ok(None),
+    }
 }
 
 fn describe<T: Transport>(talk: &mut Talk<T>, channel: u8) -> Result<Lan, Error> {

@@ -66,6 +66,8 @@ pub struct Survey<T> {
     pub device: DeviceId,
     /// Every LAN channel.
     pub channels: Vec<Lan>,
+    /// Why there may be more of them.
+    silent: Option<Error>,
     /// As the maker wrote it.
     pub fru: Fru,
     /// What it did not say.
@@ -80,7 +82,7 @@ pub struct Report {
     pub fru: Fru,
     /// What keeps the control plane from managing the machine as it should.
     pub faults: Vec<Error>,
-    /// What is worth a warning only.
+    /// What is worth a line in the log.
     pub notes: Vec<Error>,
 }
 
@@ -100,15 +102,13 @@ pub fn survey(device: &Path, sys: &Path) -> Result<Survey<Device>, Error> {
 impl<T: Transport> Survey<T> {
     fn of(mut talk: Talk<T>) -> Result<Self, Error> {
         let device = DeviceId::parse(&talk.ask(&command::device_id())?)?;
-        let (fru, mut problems) = fru_reader::read(&mut talk);
-        let channels = lan::channels(&mut talk).unwrap_or_else(|error| {
-            problems.push(error);
-            Vec::new()
-        });
+        let (fru, problems) = fru_reader::read(&mut talk);
+        let (channels, silent) = lan::channels(&mut talk);
         Ok(Self {
             talk,
             device,
             channels,
+            silent,
             fru,
             problems,
         })
@@ -123,11 +123,12 @@ impl<T: Transport> Survey<T> {
             ..Report::default()
         };
         let Some((lan, mac, address)) = lan::choose(&self.channels) else {
-            report.faults.push(Error::NoLan {
-                channels: self.channels,
-            });
+            let channels = self.channels;
+            let fault = self.silent.unwrap_or(Error::NoLan { channels });
+            report.faults.push(fault);
             return report;
         };
+        report.notes.extend(self.silent);
         let mut talk = self.talk.again(SECURE_BUDGET);
         let mut users = match users::list(&mut talk, lan.channel) {
             Ok(users) => users,
@@ -155,7 +156,7 @@ impl<T: Transport> Survey<T> {
             .and_then(|data| command::is_open(&data));
         match open {
             Ok(true) => {}
-            Ok(false) => report.notes.push(Error::ChannelClosed {
+            Ok(false) => report.faults.push(Error::ChannelClosed {
                 channel: lan.channel,
             }),
             Err(error) => report.notes.push(error),
@@ -184,17 +185,14 @@ impl Report {
         }
     }
 
-    /// What the control plane should hear, in one line; empty when all is well or there is
-    /// no BMC at all.
+    /// The faults as the control plane should hear of them, in one line; empty when all is
+    /// well or there is no BMC at all.
     #[must_use]
     pub fn warning(&self) -> String {
-        let mut warnings = self.faults.iter().chain(&self.notes);
-        match warnings.next() {
-            None | Some(Error::Absent { announced: false }) => String::new(),
-            Some(first) => match warnings.count() {
-                0 => format!("BMC: {first}"),
-                more => format!("BMC: {first} (and {more} more)"),
-            },
+        match self.faults.as_slice() {
+            [] | [Error::Absent { announced: false }] => String::new(),
+            [first] => format!("BMC: {first}"),
+            [first, more @ ..] => format!("BMC: {first} (and {} more)", more.len()),
         }
     }
 

@@ -81,12 +81,19 @@ fn six_bit(text: &str) -> Vec<u8> {
     [vec![0x80 | packed.len() as u8], packed].concat()
 }
 
-/// QEMU arguments for a BMC outside of QEMU, on a KCS interface.
-pub fn external() -> Vec<String> {
+/// QEMU arguments for a BMC outside of QEMU, on a KCS interface. `socket` is the chardev's
+/// address. QEMU 7.2 crashes when it is connected before the interface exists; with
+/// `reconnect` it connects later.
+pub fn extern_at(socket: &str) -> Vec<String> {
     devices(&format!(
-        "-chardev socket,id=ipmi,host=127.0.0.1,port={VM_PORT} \
+        "-chardev socket,id=ipmi,{socket},reconnect=1 \
          -device ipmi-bmc-extern,id=bmc0,chardev=ipmi -device isa-ipmi-kcs,bmc=bmc0"
     ))
+}
+
+/// QEMU arguments for the BMC of [`ipmi_sim`].
+pub fn external() -> Vec<String> {
+    extern_at(&format!("host=127.0.0.1,port={VM_PORT}"))
 }
 
 /// QEMU arguments for QEMU's own BMC, which knows no users and no LAN.

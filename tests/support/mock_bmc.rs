@@ -5,9 +5,10 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
+
+use super::ipmi;
 
 /// Ends a message; ends a command about the line itself; marks that bit 4 was set in the next byte.
 const MESSAGE: u8 = 0xa0;
@@ -50,15 +51,7 @@ impl MockBmc {
 
     /// QEMU arguments for this BMC on a KCS interface.
     pub fn arguments(&self) -> Vec<String> {
-        let path: &Path = self.socket.path();
-        format!(
-            "-chardev socket,id=ipmi,path={}/ipmi -device ipmi-bmc-extern,id=bmc0,chardev=ipmi \
-             -device isa-ipmi-kcs,bmc=bmc0",
-            path.display()
-        )
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect()
+        ipmi::extern_at(&format!("path={}/ipmi", self.socket.path().display()))
     }
 }
 
