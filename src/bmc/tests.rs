@@ -221,3 +221,39 @@ fn passwords_keep_the_rules() {
         assert!(!is_strong(weak.as_bytes()), "{weak}");
     }
 }
+
+#[test]
+fn what_the_bmc_says_of_part_numbers_counts_more_than_smbios_unless_it_says_nothing() {
+    let mut request: crate::control::api::Register = serde_json::from_str(
+        r#"{"uuid":"0c7d3c57-5e0e-4f0a-9f5b-5a1e6f2b7c10","hardware":{"memory":"1"},
+            "metalHammerVersion":"x","partition":"fra",
+            "fru":{"boardMfg":"SMBIOS","boardPartNumber":"SMBIOS","productSerial":"SMBIOS"}}"#,
+    )
+    .unwrap();
+    request.tags.push("kept".into());
+    let said = Fru {
+        board_mfg: "Maker\u{7}".into(),
+        board_part_number: "To be filled by O.E.M.".into(),
+        product_serial: "000000".into(),
+        chassis_part_serial: "C".repeat(300),
+        ..Fru::default()
+    };
+    let merged = crate::hardware::register::with_bmc(request, None, &said);
+    let fru = merged.fru.unwrap();
+    assert_eq!(fru.board_mfg, "Maker");
+    assert_eq!(fru.board_part_number, "SMBIOS");
+    assert_eq!(fru.product_serial, "SMBIOS");
+    assert_eq!(fru.chassis_part_serial.len(), 256);
+    assert_eq!((merged.bmc, merged.tags), (None, vec!["kept".to_owned()]));
+}
+
+#[test]
+fn a_password_is_in_the_request_and_in_no_debug_output() {
+    let bmc = secured(FakeBmc::good(), &wanted(None)).bmc.unwrap();
+    let password = bmc.password.expose_secret().to_owned();
+    let json = serde_json::to_string(&bmc).unwrap();
+    assert!(json.contains(&format!(r#""password":"{password}""#)));
+    assert!(json.contains(r#""powerState":"ON""#));
+    assert!(!format!("{bmc:?}").contains(&password));
+    assert!(serde_json::from_str::<Bmc>(&json).unwrap() == bmc);
+}

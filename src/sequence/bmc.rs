@@ -84,3 +84,41 @@ fn ended(error: tokio::task::JoinError) -> Failure {
         format!("setting up the BMC ended early: {error}"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(word: &str) -> Policy {
+        serde_json::from_value(serde_json::json!({"bmc": word})).unwrap()
+    }
+
+    fn found(error: Error) -> Look {
+        Some(spawn_blocking(|| Err(error)))
+    }
+
+    #[tokio::test]
+    async fn only_a_required_bmc_ends_the_boot() {
+        let absent = || found(Error::Absent { announced: false });
+        for word in ["optional", ""] {
+            let report = secure(absent(), &policy(word), None).await.unwrap();
+            assert!(report.bmc.is_none() && report.warning().is_empty());
+        }
+        let announced = found(Error::Absent { announced: true });
+        let report = secure(announced, &policy("optional"), None).await.unwrap();
+        assert!(report.warning().contains("the firmware announces a BMC"));
+        let failure = secure(absent(), &policy("required"), None).await;
+        assert_eq!(
+            failure.unwrap_err().cause,
+            "policy.bmc is required, but this machine has no BMC (no /dev/ipmi0)"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_bmc_that_is_off_is_not_opened() {
+        let look = look(&policy("off"));
+        assert!(look.is_none());
+        let report = secure(look, &policy("off"), None).await.unwrap();
+        assert!(report.bmc.is_none() && report.faults.is_empty());
+    }
+}
