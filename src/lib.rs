@@ -3,6 +3,7 @@
 //! The list below is the program. `sequence` is the boot from top to bottom; everything
 //! else is what its steps are made of.
 
+pub mod bmc;
 pub mod boot_helper;
 pub mod cli;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod image;
 pub mod init;
 pub mod install;
 pub mod net;
+pub mod password;
 pub mod report;
 pub mod sequence;
 pub mod storage;

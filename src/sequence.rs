@@ -7,6 +7,7 @@
 
 mod allocate;
 mod authorize;
+mod bmc;
 pub mod boot_disk;
 mod booted;
 mod connect;

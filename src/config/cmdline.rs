@@ -123,7 +123,7 @@ mod tests {
     fn metal_hammers_keys_and_our_own() {
         let line = parse(
             "BOOT_IMAGE=/boot/vmlinuz console=tty0 PIXIE_API_URL=http://[2001:db8::1]:4242 DEBUG=1 \
-             anvil.partition=fra-equ01 anvil.policy.lldp.chassis=0 anvil.policy.adopt=wipe METAL_MEDIUM=METAL-HAMMER console=ttyS0,115200n8",
+             anvil.partition=fra-equ01 anvil.policy.lldp.chassis=0 anvil.policy.adopt=wipe anvil.policy.bmc=required METAL_MEDIUM=METAL-HAMMER console=ttyS0,115200n8",
         );
         assert_eq!(
             line.layer.boot_helper_url.as_ref().map(url::Url::as_str),
@@ -134,6 +134,10 @@ mod tests {
         assert_eq!(line.layer.partition.as_deref(), Some("fra-equ01"));
         assert_eq!(line.layer.policy.switches().chassis, 0);
         assert_eq!(line.layer.policy.adopt, Some(crate::decide::Adopt::Wipe));
+        assert_eq!(
+            line.layer.policy.bmc,
+            Some(super::super::policy::BmcUse::Required)
+        );
         assert_eq!(line.medium.as_deref(), Some("METAL-HAMMER"));
         assert_eq!(line.problems, []);
     }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-pub use crate::control::helper_answer::{LldpPolicy, Policy};
+use crate::bmc;
+pub use crate::control::helper_answer::{BmcUse, LldpPolicy, Policy};
 use crate::net::lldp::Requirement;
 
 /// A failure stays on the screen so long: a technician can read it, and a broken rack does
@@ -39,6 +40,9 @@ impl Policy {
                 .or(below.boot_helper_timeout_seconds),
             reboot_delay_seconds: self.reboot_delay_seconds.or(below.reboot_delay_seconds),
             wait_hours: self.wait_hours.or(below.wait_hours),
+            bmc: self.bmc.or(below.bmc),
+            bmc_user: self.bmc_user.or(below.bmc_user),
+            bmc_super_user: self.bmc_super_user.or(below.bmc_super_user),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
         }
@@ -70,6 +74,18 @@ impl Policy {
             .unwrap_or(WAIT_HOURS)
             .clamp(1, MAX_WAIT_HOURS);
         Duration::from_secs(hours * 3600)
+    }
+
+    /// The name of the BMC user that the control plane manages the machine with.
+    #[must_use]
+    pub fn bmc_user(&self) -> &str {
+        self.bmc_user.as_deref().unwrap_or(bmc::USER)
+    }
+
+    /// The name of the BMC user that gets the control plane's super-user password.
+    #[must_use]
+    pub fn bmc_super_user(&self) -> &str {
+        self.bmc_super_user.as_deref().unwrap_or(bmc::SUPER_USER)
     }
 
     /// The switches that have to be heard before the machine registers.
@@ -105,10 +121,16 @@ mod tests {
     fn the_upper_policy_wins_and_both_exclude_disks() {
         let upper = serde_json::json!({"lldp": {"chassis": 1}, "exclude_disks": ["S1"]});
         let lower = serde_json::json!({"lldp": {"chassis": 4, "interfaces": 3},
-            "exclude_disks": ["S2"], "reboot_delay_seconds": 7});
+            "exclude_disks": ["S2"], "reboot_delay_seconds": 7,
+            "bmc": "required", "bmc_super_user": "ADMIN"});
         let policy = policy(upper).over(policy(lower));
         assert_eq!(policy.exclude_disks, ["S1", "S2"]);
         assert_eq!(policy.reboot_delay(), Duration::from_secs(7));
+        assert_eq!(policy.bmc, Some(BmcUse::Required));
+        assert_eq!(
+            (policy.bmc_user(), policy.bmc_super_user()),
+            ("metal", "ADMIN")
+        );
         let switches = policy.switches();
         assert_eq!((switches.interfaces, switches.chassis), (3, 1));
         assert_eq!(switches.timeout, Duration::from_secs(32));

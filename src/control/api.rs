@@ -5,6 +5,7 @@
 //! its server. 64-bit integers travel as strings; numbers are accepted too.
 
 use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
@@ -98,14 +99,15 @@ pub struct Bios {
     pub date: String,
 }
 
-/// `MachineBMC`. Its password is a secret: never log this struct.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+/// `MachineBMC`. Serialising it writes its password: only for the request itself.
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bmc {
     pub address: String,
     pub mac: String,
     pub user: String,
-    pub password: String,
+    #[serde(with = "secret")]
+    pub password: SecretString,
     pub interface: String,
     pub version: String,
     pub power_state: String,
@@ -117,6 +119,33 @@ impl std::fmt::Debug for Bmc {
             .field("address", &self.address)
             .field("mac", &self.mac)
             .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Bmc {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+            && self.mac == other.mac
+            && self.user == other.user
+            && self.password.expose_secret() == other.password.expose_secret()
+            && self.interface == other.interface
+            && self.version == other.version
+            && self.power_state == other.power_state
+    }
+}
+
+/// A secret that travels as text. Its value stands in no error.
+mod secret {
+    use secrecy::{ExposeSecret, SecretString};
+
+    use super::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(secret: &SecretString, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(secret.expose_secret())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SecretString, D::Error> {
+        Ok(String::deserialize(from)?.into())
     }
 }
 

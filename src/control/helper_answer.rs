@@ -124,12 +124,34 @@ pub struct Policy {
     /// How long to wait for an allocation before a planned reboot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_hours: Option<u64>,
+    /// Whether the BMC is set up, and whether the boot goes on without.
+    #[serde(deserialize_with = "bmc_use", skip_serializing_if = "Option::is_none")]
+    pub bmc: Option<BmcUse>,
+    /// The BMC user that the control plane manages the machine with.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub bmc_user: Option<String>,
+    /// The BMC user that gets the control plane's super-user password.
+    #[serde(with = "text", skip_serializing_if = "Option::is_none")]
+    pub bmc_super_user: Option<String>,
     /// Serials, WWNs or paths of disks that are never written.
     #[serde(
         deserialize_with = "null_is_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub exclude_disks: Vec<String>,
+}
+
+/// What is done about the BMC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BmcUse {
+    /// It is not spoken to.
+    Off,
+    /// Set up and reported; what does not work is a warning.
+    #[default]
+    Optional,
+    /// As `Optional`, but what does not work ends the boot.
+    Required,
 }
 
 /// What has to be heard over LLDP before Register (contracts.md §7).
@@ -204,6 +226,16 @@ pub(crate) mod secret_text {
     }
 }
 
+/// A word of a newer helper is no order: as if not set.
+fn bmc_use<'de, D: Deserializer<'de>>(from: D) -> Result<Option<BmcUse>, D::Error> {
+    let text = Option::<String>::deserialize(from)?.unwrap_or_default();
+    let value = serde_json::from_value(text.clone().into()).ok();
+    if value.is_none() && !text.is_empty() {
+        tracing::warn!("policy.bmc {text:?} is not off, optional or required: ignored");
+    }
+    Ok(value)
+}
+
 /// `hold`, `boot-disk` or `wipe`. A word of a newer helper is no order: as if not set.
 mod adopt {
     use super::{Adopt, Deserialize, Deserializer, Serialize, Serializer};
@@ -248,7 +280,8 @@ mod tests {
         "ca_cert":"CERT","os_installer":{"url":"http://h/i","sha256":"00","drop_fields":["placementLabels"]},
         "image_cache":"http://cache","proxy_apiserver":true,
         "policy":{"adopt":"boot-disk","lldp":{"interfaces":1,"chassis":1,"timeout_seconds":9},
-          "slaac_timeout_seconds":60,"wait_hours":24,"exclude_disks":["SER1"]}}"#;
+          "slaac_timeout_seconds":60,"wait_hours":24,
+          "bmc":"required","bmc_user":"ops","bmc_super_user":"ADMIN","exclude_disks":["SER1"]}}"#;
 
     #[test]
     fn an_answer_survives_being_written_and_read() {
@@ -273,7 +306,7 @@ mod tests {
         let answer: HelperAnswer = serde_json::from_str(
             r#"{"metal_apiserver_url":"","metal_apiserver_token_for_hammer":"","partition":null,
                 "debug":null,"ntp_servers":null,"logging":null,"future":{"a":[1]},
-                "policy":{"adopt":"burn","lldp":{"future":1},"exclude_disks":null}}"#,
+                "policy":{"adopt":"burn","bmc":"maybe","bmc_user":"","lldp":{"future":1},"exclude_disks":null}}"#,
         )
         .unwrap();
         assert!(answer.metal_apiserver_url.is_none());
@@ -282,6 +315,7 @@ mod tests {
         assert!(answer.ntp_servers.is_empty());
         let policy = answer.policy.unwrap();
         assert_eq!(policy.adopt, None);
+        assert_eq!((policy.bmc, policy.bmc_user), (None, None));
         assert_eq!(policy.lldp, Some(LldpPolicy::default()));
     }
 

@@ -9,7 +9,7 @@
 
 use super::dmi::Board;
 use super::{Error, Inventory, Port};
-use crate::control::api::{Bios, BlockDevice, Cpu, Fru, Gpu, Hardware, Nic, Register};
+use crate::control::api::{Bios, BlockDevice, Bmc, Cpu, Fru, Gpu, Hardware, Nic, Register};
 
 const NAME: std::ops::RangeInclusive<usize> = 2..=128;
 const DESCRIPTION: usize = 256;
@@ -36,7 +36,7 @@ const PLACEHOLDERS: [&str; 15] = [
 ];
 
 /// Makes the message. `neighbours` gives, by the name of the port, the switch ports that
-/// it saw. The BMC is not in it: the server refuses one without a MAC.
+/// it saw. What the BMC says is added by [`with_bmc`].
 ///
 /// # Errors
 /// [`Error::Partition`]: the partition is the operator's, so it is not bent into shape.
@@ -180,6 +180,35 @@ fn neighbour(seen: &Nic) -> Option<Nic> {
         hostname: clean(&seen.hostname, 253),
         neighbors: Vec::new(),
     })
+}
+
+/// Adds what the BMC says: itself, and the makers' part and serial numbers, which count
+/// more than what the firmware made of them. The server refuses a BMC without address or
+/// MAC, so such a one is left out by the caller.
+#[must_use]
+pub fn with_bmc(mut request: Register, bmc: Option<Bmc>, said: &Fru) -> Register {
+    request.bmc = bmc.map(|bmc| Bmc {
+        version: clean(&bmc.version, DESCRIPTION),
+        ..bmc
+    });
+    let mut fru = request.fru.unwrap_or_default();
+    for (field, said) in [
+        (&mut fru.chassis_part_number, &said.chassis_part_number),
+        (&mut fru.chassis_part_serial, &said.chassis_part_serial),
+        (&mut fru.board_mfg, &said.board_mfg),
+        (&mut fru.board_mfg_serial, &said.board_mfg_serial),
+        (&mut fru.board_part_number, &said.board_part_number),
+        (&mut fru.product_manufacturer, &said.product_manufacturer),
+        (&mut fru.product_part_number, &said.product_part_number),
+        (&mut fru.product_serial, &said.product_serial),
+    ] {
+        let said = description(said);
+        if !said.is_empty() {
+            *field = said;
+        }
+    }
+    request.fru = (fru != Fru::default()).then_some(fru);
+    request
 }
 
 fn bios(board: &Board) -> Option<Bios> {

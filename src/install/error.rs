@@ -60,8 +60,8 @@ pub enum Error {
     #[error("kexec of {kernel}: {reason}")]
     Kexec { kernel: String, reason: String },
     /// No random numbers.
-    #[error("the kernel gave no random numbers: {0}")]
-    Random(String),
+    #[error(transparent)]
+    Random(#[from] crate::password::NoRandom),
 }
 
 impl Error {

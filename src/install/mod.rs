@@ -12,11 +12,8 @@ pub mod native;
 use std::io::Write;
 use std::path::Path;
 
-use rand::TryRng;
-use rand::rngs::SysRng;
 use reqwest::{Client, Url};
 use secrecy::SecretString;
-use zeroize::Zeroizing;
 
 pub use boot_info::{BootInfo, PATH as BOOT_INFO, read as boot_info};
 pub use error::Error;
@@ -24,6 +21,7 @@ pub use error::Error;
 use crate::image::fetch::{Download, shown_url};
 use crate::image::root::RootDir;
 use crate::image::{Algorithm, Hasher, Patience};
+use crate::password;
 
 /// An installer is a static binary of some 20 MiB.
 const MAX_INSTALLER: u64 = 128 * 1024 * 1024;
@@ -33,23 +31,7 @@ const MAX_INSTALLER: u64 = 128 * 1024 * 1024;
 /// # Errors
 /// The kernel has no random numbers for us.
 pub fn console_password() -> Result<SecretString, Error> {
-    const LENGTH: usize = 24;
-    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    // The largest multiple of 62 in a byte: what is above would favour the first letters.
-    const FAIR: u8 = 248;
-    let mut password = Zeroizing::new(String::with_capacity(LENGTH));
-    let mut noise = Zeroizing::new([0_u8; 64]);
-    while password.len() < LENGTH {
-        SysRng
-            .try_fill_bytes(noise.as_mut_slice())
-            .map_err(|error| Error::Random(error.to_string()))?;
-        for byte in noise.iter().filter(|&&byte| byte < FAIR) {
-            if password.len() < LENGTH {
-                password.push(char::from(ALPHABET[usize::from(byte % 62)]));
-            }
-        }
-    }
-    Ok(SecretString::from(password.as_str()))
+    Ok(password::random(24)?)
 }
 
 /// Fetches the installer that the boot helper names and puts it in place as `/os-installer`.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::task::AbortHandle;
 
 use super::authorize::Authorized;
+use super::bmc;
 use super::failure::{During, Failure, Step};
 use crate::control::api::{EventType, Nic};
 use crate::control::apiserver::Apiserver;
@@ -48,14 +49,12 @@ impl Authorized {
             .send_event(EventType::Preparing, super::PROGRAM)
             .await
             .during(Step::Registration)?;
-        // Setting up the BMC with it is a later version's; asking keeps the order of calls.
-        drop(
-            apiserver
-                .super_user_password()
-                .await
-                .during(Step::Registration)?,
-        );
+        let super_user_password = apiserver
+            .super_user_password()
+            .await
+            .during(Step::Registration)?;
         let partition = self.partition()?;
+        let bmc = bmc::look(&self.settings.policy);
         let requirement = self.settings.policy.switches();
         if requirement.interfaces > 0 {
             tracing::info!("listening for switches on {} ports", requirement.interfaces);
@@ -76,8 +75,9 @@ impl Authorized {
                 );
             }
         }
+        let bmc = bmc::secure(bmc, &self.settings.policy, super_user_password).await?;
         apiserver
-            .send_event(EventType::Registering, "")
+            .send_event(EventType::Registering, &bmc.warning())
             .await
             .during(Step::Registration)?;
         let disks: Vec<_> = disks::discover(Path::new("/sys"))
@@ -89,6 +89,7 @@ impl Authorized {
         tracing::info!("{inventory}");
         let request = hardware::register(&inventory, &ports, &partition, super::PROGRAM)
             .during(Step::Registration)?;
+        let request = hardware::register::with_bmc(request, bmc.bmc, &bmc.fru);
         let registered = apiserver
             .register(&request)
             .await

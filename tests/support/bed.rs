@@ -129,6 +129,16 @@ impl Bed {
         machine.power_on(self.ns.command("qemu-system-x86_64"), &self.dir)
     }
 
+    /// The namespace, for services that one test alone needs.
+    pub fn netns(&self) -> &Netns {
+        &self.ns
+    }
+
+    /// One more service: it ends with the bed, and its log is shown when the test fails.
+    pub fn also(&mut self, service: Process) {
+        self.services.push(service);
+    }
+
     /// Runs a program inside the namespace and answers its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         services::run_inside(&self.ns, program, arguments)
