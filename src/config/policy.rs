@@ -41,6 +41,11 @@ impl Policy {
             wait_hours: self.wait_hours.or(below.wait_hours),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
+            inventory_tags: if self.inventory_tags.is_empty() {
+                below.inventory_tags
+            } else {
+                self.inventory_tags
+            },
         }
     }
 

@@ -130,6 +130,12 @@ pub struct Policy {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub exclude_disks: Vec<String>,
+    /// Parts of the inventory that become tags of the machine, by name.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub inventory_tags: Vec<String>,
 }
 
 /// What has to be heard over LLDP before Register (contracts.md §7).
