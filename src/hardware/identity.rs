@@ -67,11 +67,14 @@ pub(super) fn identify(roots: &Roots, system: &System, board: &Part, ports: &[Po
             uuid: Some(uuid),
             source: IdSource::Derived,
             note: format!(
-                "{why}; this machine goes by {uuid} instead, made of its serial numbers and the MAC of its first network card:                  it changes with them. Set a real system UUID in the firmware or the BMC"
+                "{why}; this machine goes by {uuid} instead, made of its serial numbers and the \
+                 MAC of its first network card: it changes with them. Set a real system UUID in \
+                 the firmware or the BMC"
             ),
         },
         None => unknown(format!(
-            "{why}, and there is neither a serial number nor a PCI network card to make one of;              set a real system UUID in the firmware or the BMC"
+            "{why}, and there is neither a serial number nor a PCI network card to make one of; \
+             set a real system UUID in the firmware or the BMC"
         )),
     }
 }

@@ -172,4 +172,6 @@ fn link_name(path: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
+mod recorded_tests;
+#[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{read_bytes, text::clean, types::Module};
+use super::{read_bytes, text::meaningful, types::Module};
 
 /// No machine's table is near this size: 64 KiB is the limit of the 32-bit entry point.
 const MAX_TABLE: u64 = 1 << 20;
@@ -59,7 +59,7 @@ impl Structure {
         self.byte(at)
             .and_then(|number| usize::from(number).checked_sub(1))
             .and_then(|index| self.strings.get(index))
-            .map(|text| clean(text, MAX_TEXT))
+            .map(|text| meaningful(text, MAX_TEXT))
             .unwrap_or_default()
     }
 }

@@ -79,7 +79,7 @@ impl Machine {
 
 /// The server's rules, written down a second time and in another way than the clean-up:
 /// every string by its place in the JSON message.
-fn broken_rules(message: &Register) -> Vec<String> {
+pub(super) fn broken_rules(message: &Register) -> Vec<String> {
     fn walk(path: &str, value: &serde_json::Value, broken: &mut Vec<String>) {
         match value {
             serde_json::Value::Object(fields) => {
@@ -105,6 +105,7 @@ fn broken_rules(message: &Register) -> Vec<String> {
                     ("nics" | "neighbors", "identifier" | "vendor" | "model") => length <= 128,
                     ("nics", "mac") => nic::mac(text).as_deref() == Some(text),
                     ("neighbors", "mac" | "hostname") => true,
+                    ("", "tags") => length <= 128,
                     ("", "metalHammerVersion") | ("cpus" | "gpus" | "bios" | "fru", _) => {
                         length <= 256
                     }

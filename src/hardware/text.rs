@@ -30,10 +30,17 @@ pub(super) fn clean(text: &str, limit: usize) -> String {
     let visible: String = text
         .trim()
         .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_unseen(c) { ' ' } else { c })
         .take(limit)
         .collect();
     visible.trim().to_owned()
+}
+
+/// Control characters, and those that turn the direction of what stands around them.
+fn is_unseen(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
 }
 
 /// As [`clean`], and empty for what only holds the place of a value.
@@ -65,6 +72,7 @@ mod tests {
             assert_eq!(meaningful(text, 64), "", "{text:?}");
         }
         assert_eq!(meaningful(" A\u{1b}1\n", 64), "A 1");
+        assert_eq!(meaningful("\u{202e}1S", 64), "1S");
         assert_eq!(meaningful(&"ü".repeat(300), 256).chars().count(), 256);
     }
 }
