@@ -46,7 +46,7 @@ fn disk(machine: &mut Machine, id: &str, size: u64, device: &str) {
 
 /// The inventory that the guest printed, after the schema has approved of it.
 fn inventory(machine: &Machine, dir: &Path) -> Value {
-    let text = light::output(machine, dir, 120).text;
+    let text = light::output(machine, dir, 240).text;
     let json: String = text
         .lines()
         .map(|line| line.trim_end_matches('\r'))
