@@ -76,6 +76,23 @@ class Archive:
             self.add(f"/usr/lib/{name}", stat.S_IFREG | 0o755, library.read_bytes())
             self.add_libraries(library)
 
+    def pciids(self, path, source, vendors):
+        """The classes and these vendors' devices of a pci.ids; a vendor that it lacks is a mistake in the list."""
+        found = self.locate(source)
+        if not found.is_file():
+            raise ManifestError(f"'{source}' is not a file here (looked for {found})")
+        kept, missing, keep = [], set(vendors), False
+        for line in found.read_bytes().splitlines(keepends=True):
+            if not line.startswith((b"\t", b"#")) and line.strip():
+                name = line[:4].decode()
+                keep = line.startswith(b"C ") or name in vendors
+                missing.discard(name)
+            if keep and line.strip() and not line.startswith((b"\t\t", b"#")):
+                kept.append(line)
+        if missing:
+            raise ManifestError(f"'{source}' knows no vendor {' '.join(sorted(missing))}")
+        self.add(path, stat.S_IFREG | 0o644, b"".join(kept))
+
     def tree(self, path, source):
         top = self.locate(source)
         self.add(path, stat.S_IFDIR | 0o755)
@@ -105,6 +122,9 @@ class Archive:
         elif kind == "tool":
             path, source = words
             self.tool(path, source)
+        elif kind == "pciids":
+            path, source, *vendors = words
+            self.pciids(path, source, vendors)
         elif kind == "tree":
             path, source = words
             self.tree(path, source)

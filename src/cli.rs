@@ -1,6 +1,7 @@
 //! The command line on an ordinary host: the same functions as the boot, one at a time.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,9 +9,8 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
-use crate::hardware::{self, Roots};
+use crate::hardware::{self, Roots, capture};
 use crate::image::{self, ImageSource, Progress};
-use crate::storage::disks;
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
 /// else it is this command line, which never writes to a disk.
@@ -23,8 +23,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Print what this machine would register as, in JSON
-    Inventory,
+    /// Print what this machine is made of
+    Inventory {
+        /// JSON, as docs/inventory.schema.json describes it
+        #[arg(long)]
+        json: bool,
+        /// A machine that `capture` recorded, instead of this one
+        #[arg(long, value_name = "DIR")]
+        recorded: Option<PathBuf>,
+    },
+    /// Record what `inventory` reads, for a ticket or a test
+    Capture {
+        /// An empty directory, or one that does not exist yet
+        dir: PathBuf,
+    },
     /// Check a metal.config before it goes onto a medium
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -58,7 +70,8 @@ enum ImageVerb {
 pub fn run() -> ExitCode {
     let verb = Cli::parse().verb;
     let done = match verb {
-        Verb::Inventory => inventory(),
+        Verb::Inventory { json, recorded } => inventory(json, recorded.as_deref()),
+        Verb::Capture { dir } => capture(&dir),
         Verb::Config(ConfigVerb::Check { file }) => check_config(&file),
         Verb::Image(ImageVerb::Write { url, dir }) => write_image(url, &dir),
     };
@@ -73,15 +86,24 @@ pub fn run() -> ExitCode {
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
-fn inventory() -> Done {
-    let sys = Path::new("/sys");
-    let disks: Vec<_> = disks::discover(sys)?
-        .into_iter()
-        .map(|disk| (disk.path.display().to_string(), disk.size))
-        .collect();
-    let inventory = hardware::inspect(&Roots::default(), &disks)?;
-    let register = hardware::register(&inventory, &[], "unknown", env!("CARGO_PKG_VERSION"))?;
-    println!("{}", serde_json::to_string_pretty(&register)?);
+fn inventory(json: bool, recorded: Option<&Path>) -> Done {
+    let roots = recorded.map_or_else(Roots::live, Roots::recorded);
+    let inventory = hardware::inspect(&roots, None)?;
+    let text = if json {
+        serde_json::to_string_pretty(&inventory)?
+    } else {
+        inventory.table(true).join("\n")
+    };
+    // A reader that has seen enough (`| head`) is no failure.
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+fn capture(dir: &Path) -> Done {
+    let files = capture::capture(&Roots::live(), dir)?;
+    println!("{files} files in {}", dir.display());
     Ok(())
 }
 

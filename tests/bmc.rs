@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use support::bed::Bed;
-use support::build::{built, newc};
 use support::disk::{Bus, Disk};
 use support::guest::{End, Machine, Start};
+use support::initrd::{built, newc};
 use support::ipmi::{self, BMC_ADDRESS, BMC_MAC, FACTORY, FRU};
 use support::media::{self, CONSOLE};
 use support::mock_bmc::MockBmc;

@@ -120,7 +120,7 @@ pub struct Options {
 
     /// JSON file with the partition's policy: adopt ("hold", "boot-disk" or "wipe"),
     /// lldp {interfaces, chassis, timeout_seconds}, slaac_timeout_seconds,
-    /// boot_helper_timeout_seconds, reboot_delay_seconds, wait_hours, exclude_disks[].
+    /// boot_helper_timeout_seconds, reboot_delay_seconds, wait_hours, exclude_disks[], inventory_tags[].
     #[arg(long, env = "METAL_BOOT_POLICY", value_name = "FILE")]
     pub policy: Option<PathBuf>,
 }

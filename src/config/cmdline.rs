@@ -63,7 +63,9 @@ pub fn parse(text: &str) -> CommandLine {
 fn typed(key: &str, value: String) -> Value {
     match key {
         "debug" | "ipv6" | "proxy_apiserver" => Value::Bool(truth(&value)),
-        "ntp_servers" | "policy.exclude_disks" => value.split(',').map(str::to_owned).collect(),
+        "ntp_servers" | "policy.exclude_disks" | "policy.inventory_tags" => {
+            value.split(',').map(str::to_owned).collect()
+        }
         key if key.starts_with("policy.") => value.parse().map_or(Value::String(value), u64::into),
         _ => Value::String(value),
     }

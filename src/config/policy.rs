@@ -45,6 +45,11 @@ impl Policy {
             bmc_super_user: self.bmc_super_user.or(below.bmc_super_user),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
+            inventory_tags: if self.inventory_tags.is_empty() {
+                below.inventory_tags
+            } else {
+                self.inventory_tags
+            },
         }
     }
 

@@ -139,6 +139,12 @@ pub struct Policy {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub exclude_disks: Vec<String>,
+    /// Parts of the inventory that become tags of the machine, by name.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub inventory_tags: Vec<String>,
 }
 
 /// What is done about the BMC.

@@ -7,8 +7,8 @@
 //! 256; CPU and GPU strings at most 256; a NIC's identifier, vendor and model at most
 //! 128; a NIC's speed an unsigned number. Lists have no limits.
 
-use super::dmi::Board;
-use super::{Error, Inventory, Port};
+use super::text::{clean, meaningful};
+use super::{Disk, Error, Inventory, Port, tags};
 use crate::control::api::{Bios, BlockDevice, Bmc, Cpu, Fru, Gpu, Hardware, Nic, Register};
 
 const NAME: std::ops::RangeInclusive<usize> = 2..=128;
@@ -16,35 +16,19 @@ const DESCRIPTION: usize = 256;
 const MODEL: usize = 256;
 const NIC_TEXT: usize = 128;
 
-/// What vendors write into a field that they do not fill, in lower case.
-const PLACEHOLDERS: [&str; 15] = [
-    "default string",
-    "to be filled by o.e.m.",
-    "to be filled by oem",
-    "not specified",
-    "not applicable",
-    "not available",
-    "system serial number",
-    "chassis serial number",
-    "base board serial number",
-    "none",
-    "null",
-    "n/a",
-    "unknown",
-    "0123456789",
-    "123456789",
-];
-
 /// Makes the message. `neighbours` gives, by the name of the port, the switch ports that
-/// it saw. What the BMC says is added by [`with_bmc`].
+/// it saw; `tags` names what of the inventory becomes a tag. What the BMC says
+/// is added by [`with_bmc`].
 ///
 /// # Errors
 /// [`Error::Partition`]: the partition is the operator's, so it is not bent into shape.
+/// [`Error::NoMachineId`]: the inventory has no machine UUID.
 pub fn register(
     inventory: &Inventory,
     neighbours: &[(String, Vec<Nic>)],
     partition: &str,
     version: &str,
+    tags: &[String],
 ) -> Result<Register, Error> {
     let length = partition.chars().count();
     if !NAME.contains(&length) {
@@ -53,49 +37,34 @@ pub fn register(
             length,
         });
     }
+    let machine = &inventory.machine;
     Ok(Register {
-        uuid: inventory.machine,
+        uuid: machine.uuid.ok_or_else(|| Error::NoMachineId {
+            why: machine.note.clone(),
+        })?,
         hardware: Hardware {
-            memory: inventory.memory,
+            memory: inventory.memory.installed,
             disks: inventory.disks.iter().filter_map(disk).collect(),
             cpus: inventory.cpus.iter().map(cpu).collect(),
             gpus: inventory.gpus.iter().map(gpu).collect(),
             nics: inventory
-                .ports
+                .nics
                 .iter()
                 .map(|port| nic(port, neighbours))
                 .collect(),
         },
-        bios: bios(&inventory.board),
+        bios: bios(inventory),
         bmc: None,
-        fru: fru(&inventory.board),
-        tags: Vec::new(),
+        fru: fru(inventory),
+        tags: tags::tags(inventory, tags),
         metal_hammer_version: clean(version, DESCRIPTION),
         partition: partition.to_owned(),
     })
 }
 
-/// At most `limit` characters, none of them a control character, no spaces at the ends.
-fn clean(text: &str, limit: usize) -> String {
-    let visible: String = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(limit)
-        .collect();
-    visible.trim().to_owned()
-}
-
-/// As [`clean`], and empty for what only holds the place of a value.
+/// Fit for a field that the server calls a description.
 fn description(text: &str) -> String {
-    let text = clean(text, DESCRIPTION);
-    let filler = text
-        .chars()
-        .all(|c| matches!(c, '0' | ' ' | '.' | '-' | 'x' | 'X'));
-    if filler || PLACEHOLDERS.contains(&text.to_lowercase().as_str()) {
-        return String::new();
-    }
-    text
+    meaningful(text, DESCRIPTION)
 }
 
 /// A valid name, or nothing.
@@ -104,22 +73,27 @@ fn name(text: &str) -> Option<String> {
     NAME.contains(&text.chars().count()).then_some(text)
 }
 
-fn disk(disk: &BlockDevice) -> Option<BlockDevice> {
+/// A disk that can be counted on: no medium, no other host's.
+fn disk(disk: &Disk) -> Option<BlockDevice> {
+    if disk.left_out.is_some() {
+        return None;
+    }
     Some(BlockDevice {
         name: name(&disk.name)?,
         size: disk.size,
     })
 }
 
-fn cpu(cpu: &Cpu) -> Cpu {
+fn cpu(socket: &super::Socket) -> Cpu {
     Cpu {
-        vendor: clean(&cpu.vendor, MODEL),
-        model: clean(&cpu.model, MODEL),
-        ..*cpu
+        vendor: clean(&socket.vendor, MODEL),
+        model: clean(&socket.model, MODEL),
+        cores: socket.cores,
+        threads: socket.threads,
     }
 }
 
-fn gpu(gpu: &Gpu) -> Gpu {
+fn gpu(gpu: &super::Gpu) -> Gpu {
     Gpu {
         vendor: clean(&gpu.vendor, MODEL),
         model: clean(&gpu.model, MODEL),
@@ -127,18 +101,18 @@ fn gpu(gpu: &Gpu) -> Gpu {
 }
 
 fn nic(port: &Port, neighbours: &[(String, Vec<Nic>)]) -> Nic {
-    let vendor = if port.vendor.is_empty() {
-        &port.driver
-    } else {
-        &port.vendor
+    // By name, else by number, else by driver.
+    let first = |texts: [&str; 3]| {
+        let found = texts.into_iter().find(|text| !text.is_empty());
+        clean(found.unwrap_or_default(), NIC_TEXT)
     };
     Nic {
         mac: port.mac.clone(),
         // The kernel allows links with a name of one letter, the server does not.
         name: name(&port.name).unwrap_or_else(|| port.mac.clone()),
         identifier: port.mac.clone(),
-        vendor: clean(vendor, NIC_TEXT),
-        model: clean(&port.model, NIC_TEXT),
+        vendor: first([&port.vendor, &port.vendor_id, &port.driver]),
+        model: first([&port.model, &port.device_id, ""]),
         speed: port
             .speed
             .map(|speed| speed.to_string())
@@ -211,32 +185,38 @@ pub fn with_bmc(mut request: Register, bmc: Option<Bmc>, said: &Fru) -> Register
     request
 }
 
-fn bios(board: &Board) -> Option<Bios> {
+fn bios(inventory: &Inventory) -> Option<Bios> {
     let bios = Bios {
-        version: description(&board.bios_version),
-        vendor: description(&board.bios_vendor),
-        date: description(&board.bios_date),
+        version: description(&inventory.firmware.version),
+        vendor: description(&inventory.firmware.vendor),
+        date: description(&inventory.firmware.date),
     };
     let empty = bios.version.is_empty() && bios.vendor.is_empty() && bios.date.is_empty();
     (!empty).then_some(bios)
 }
 
-fn fru(board: &Board) -> Option<Fru> {
-    let sku = description(&board.product_sku);
+fn fru(inventory: &Inventory) -> Option<Fru> {
+    let Inventory {
+        system,
+        board,
+        chassis,
+        ..
+    } = inventory;
+    let sku = description(&system.sku);
     let fru = Fru {
         // SMBIOS has no part number of the chassis.
         chassis_part_number: String::new(),
-        chassis_part_serial: description(&board.chassis_serial),
-        board_mfg: description(&board.board_vendor),
-        board_mfg_serial: description(&board.board_serial),
-        board_part_number: description(&board.board_name),
-        product_manufacturer: description(&board.product_vendor),
+        chassis_part_serial: description(&chassis.serial),
+        board_mfg: description(&board.manufacturer),
+        board_mfg_serial: description(&board.serial),
+        board_part_number: description(&board.product),
+        product_manufacturer: description(&system.manufacturer),
         product_part_number: if sku.is_empty() {
-            description(&board.product_name)
+            description(&system.product)
         } else {
             sku
         },
-        product_serial: description(&board.product_serial),
+        product_serial: description(&system.serial),
     };
     (fru != Fru::default()).then_some(fru)
 }

@@ -11,7 +11,7 @@ use crate::config::layer::Layer;
 use crate::config::{Settings, Source, file, medium};
 use crate::efi;
 use crate::efi::vars::Vars;
-use crate::hardware;
+use crate::hardware::{self, Roots};
 use crate::report::console::Verbosity;
 
 /// Where the boot medium is mounted for the moment it takes to read it.
@@ -56,7 +56,7 @@ impl Booted {
                 "metal.config says ipv6: false, but this agent speaks IPv6 only; remove the key";
             return Err(Failure::new(Step::Start, why));
         }
-        let machine = hardware::machine_id(Path::new("/sys")).during(Step::Start)?;
+        let machine = hardware::machine_id(&Roots::live()).during(Step::Start)?;
         tracing::info!("machine {machine}");
         if let Some(hostname) = &settings.hostname
             && let Err(errno) = nix::unistd::sethostname(hostname)

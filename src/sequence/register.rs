@@ -1,7 +1,6 @@
 //! Authorized -> Registered: the control plane knows what this machine is made of.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,9 +11,8 @@ use super::bmc;
 use super::failure::{During, Failure, Step};
 use crate::control::api::{EventType, Nic};
 use crate::control::apiserver::Apiserver;
-use crate::hardware::{self, Roots};
+use crate::hardware::{self, Inventory, Roots};
 use crate::net::lldp::PortNeighbour;
-use crate::storage::disks;
 
 /// How often the control plane hears that the machine lives (contracts.md §1).
 const ALIVE_EVERY: Duration = Duration::from_secs(60);
@@ -80,14 +78,16 @@ impl Authorized {
             .send_event(EventType::Registering, &bmc.warning())
             .await
             .during(Step::Registration)?;
-        let disks: Vec<_> = disks::discover(Path::new("/sys"))
-            .during(Step::Registration)?
-            .into_iter()
-            .map(|disk| (disk.path.display().to_string(), disk.size))
-            .collect();
-        let inventory = hardware::inspect(&Roots::default(), &disks).during(Step::Registration)?;
+        let inventory = self
+            .inspect()
+            .await?
+            .known(self.connected.booted.machine, &ports);
         tracing::info!("{inventory}");
-        let request = hardware::register(&inventory, &ports, &partition, super::PROGRAM)
+        for line in inventory.table(self.settings.debug) {
+            tracing::info!("{line}");
+        }
+        let tags = &self.settings.policy.inventory_tags;
+        let request = hardware::register(&inventory, &ports, &partition, super::PROGRAM, tags)
             .during(Step::Registration)?;
         let request = hardware::register::with_bmc(request, bmc.bmc, &bmc.fru);
         let registered = apiserver
@@ -103,6 +103,18 @@ impl Authorized {
             _alive: Ticker(alive.abort_handle()),
             authorized: self,
         })
+    }
+
+    /// Disks may take seconds to say how they are: not on a thread that others wait for.
+    async fn inspect(&self) -> Result<Inventory, Failure> {
+        let medium = self.connected.booted.medium.first().cloned();
+        let inspected = tokio::task::spawn_blocking(move || {
+            hardware::inspect(&Roots::live(), medium.as_deref())
+        });
+        match inspected.await {
+            Ok(inventory) => inventory.during(Step::Registration),
+            Err(error) => Err(Failure::new(Step::Registration, error.to_string())),
+        }
     }
 
     fn partition(&self) -> Result<String, Failure> {

@@ -189,6 +189,32 @@ pub enum Error {
 /// When `block` cannot be listed, or an attribute that every disk has is not what the
 /// kernel's ABI says.
 pub fn discover(sys: &Path) -> Result<Vec<Disk>, Error> {
+    let mut disks = each(sys)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    sort(&mut disks);
+    Ok(disks)
+}
+
+/// As [`discover`], without the disks that make no sense, which are said in the log: good
+/// enough to describe a machine, not to decide what is written.
+///
+/// # Errors
+/// When `block` cannot be listed.
+pub fn discover_usable(sys: &Path) -> Result<Vec<Disk>, Error> {
+    let warned = |error: &Error| tracing::warn!("a disk is left out: {error}");
+    let found = each(sys)?.into_iter();
+    let mut disks: Vec<Disk> = found
+        .filter_map(|disk| disk.inspect_err(warned).ok())
+        .collect();
+    sort(&mut disks);
+    Ok(disks)
+}
+
+fn sort(disks: &mut [Disk]) {
+    disks.sort_by(|a, b| (a.name.len(), &a.name).cmp(&(b.name.len(), &b.name)));
+}
+
+/// Every disk, or why it makes no sense.
+fn each(sys: &Path) -> Result<Vec<Result<Disk, Error>>, Error> {
     let block = sys.join("block");
     let entries = fs::read_dir(&block).map_err(|source| Error::Read {
         path: block.clone(),
@@ -201,15 +227,14 @@ pub fn discover(sys: &Path) -> Result<Vec<Disk>, Error> {
             source,
         })?;
         match read_disk(&entry.path()) {
-            Ok(Some(disk)) => disks.push(disk),
+            Ok(Some(disk)) => disks.push(Ok(disk)),
             Ok(None) => {}
             Err(Error::Read { path, source }) if source.kind() == io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), "a block device disappeared while it was read");
             }
-            Err(error) => return Err(error),
+            Err(error) => disks.push(Err(error)),
         }
     }
-    disks.sort_by(|a, b| (a.name.len(), &a.name).cmp(&(b.name.len(), &b.name)));
     Ok(disks)
 }
 

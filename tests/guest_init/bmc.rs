@@ -72,8 +72,8 @@ fn run(console: &mut File) -> Result<(), Box<dyn std::error::Error>> {
         secrets.write_all_at(&sector, SECTOR as u64)?;
         secrets.sync_all()?;
     }
-    let inventory = hardware::inspect(&Roots::default(), &[])?;
-    let register = hardware::register(&inventory, &[], "test-part", "guest")?;
+    let inventory = hardware::inspect(&Roots::live(), None)?;
+    let register = hardware::register(&inventory, &[], "test-part", "guest", &[])?;
     let register = hardware::register::with_bmc(register, report.bmc, &report.fru);
     writeln!(console, "GUEST REGISTER {}", shown(&register)?)?;
     Ok(())

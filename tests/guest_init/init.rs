@@ -1,5 +1,5 @@
-//! Init of the in-guest tests: runs `/in_guest` (a static test program) as root in a QEMU guest,
-//! prints `GUEST EXIT <code>` and powers off.
+//! Init of the in-guest tests: runs `/in_guest` (a static test program), or what `guest.run=` names,
+//! as root in a QEMU guest, prints `GUEST EXIT <code> after <n> ms` and powers off.
 //!
 //! It goes into a small initramfs together with the media's own (for the disk tools);
 //! `tests/guest.rs` puts that together and boots it.
@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -27,12 +28,14 @@ fn main() {
     }
     // The kernel opened no console for an initramfs without /dev/console: open it now.
     let console = File::options().read(true).write(true).open("/dev/console");
+    let begin = Instant::now();
     let code = match &console {
         Ok(console) => run(console),
         Err(_) => -1,
     };
+    let took = begin.elapsed().as_millis();
     if let Ok(mut console) = console {
-        let _ = writeln!(console, "\nGUEST EXIT {code}");
+        let _ = writeln!(console, "\nGUEST EXIT {code} after {took} ms");
         let _ = console.flush();
     }
     nix::unistd::sync();
@@ -47,9 +50,24 @@ fn run(console: &File) -> i32 {
     let filter = words
         .split_whitespace()
         .find_map(|word| word.strip_prefix("guest.filter="));
-    let status = Command::new("/in_guest")
-        .args(["--test-threads=1"])
-        .args(filter)
+    // `guest.run=PROGRAM,ARGUMENT,…`: that instead of the tests.
+    let run = words
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("guest.run="));
+    let mut command = match run {
+        Some(run) => {
+            let mut parts = run.split(',');
+            let mut command = Command::new(parts.next().unwrap_or_default());
+            command.args(parts);
+            command
+        }
+        None => {
+            let mut command = Command::new("/in_guest");
+            command.args(["--test-threads=1"]).args(filter);
+            command
+        }
+    };
+    let status = command
         .env("RUST_BACKTRACE", "1")
         .env("METAL_ANVIL_IN_GUEST", "1")
         .stdin(Stdio::null())

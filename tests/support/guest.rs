@@ -69,6 +69,10 @@ pub struct Machine {
     pub vars: PathBuf,
     /// MiB of memory.
     pub memory: u32,
+    /// Processors and their topology, as `-smp` takes them.
+    pub processors: String,
+    /// OVMF; without it QEMU's legacy BIOS, which is seconds faster.
+    pub uefi: bool,
     /// An order for the firmware (`bootindex`); `None`: its own BootOrder rules.
     pub order: Option<Order>,
     /// The two network cards; without, the guest has none.
@@ -90,6 +94,8 @@ impl Machine {
             disks,
             vars: dir.join("vars.fd"),
             memory: 1024,
+            processors: "1".to_owned(),
+            uefi: true,
             order: None,
             network: true,
             extra: Vec::new(),
@@ -156,21 +162,23 @@ impl Machine {
         };
         a("-nodefaults -no-user-config -display none -vga std");
         a(&format!(
-            "-machine q35 -accel {accel} -cpu {cpu} -smp 1 -m {}",
-            self.memory
+            "-machine q35 -accel {accel} -cpu {cpu} -smp {} -m {}",
+            self.processors, self.memory
         ));
         a(&format!("-uuid {}", self.uuid));
         // A reset ends QEMU: the test sees it, and decides what the next power-on looks like.
         a("-action reboot=shutdown,watchdog=reset");
         a("-chardev stdio,id=serial,signal=off -serial chardev:serial");
         a(&format!("-qmp unix:{},server=on,wait=off", qmp.display()));
-        a(&format!(
-            "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
-        ));
-        a(&format!(
-            "-drive if=pflash,format=raw,unit=1,file={}",
-            self.vars.display()
-        ));
+        if self.uefi {
+            a(&format!(
+                "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
+            ));
+            a(&format!(
+                "-drive if=pflash,format=raw,unit=1,file={}",
+                self.vars.display()
+            ));
+        }
         a("-device virtio-rng-pci");
         if self.network {
             for (number, leaf) in LEAVES.iter().enumerate() {

@@ -8,12 +8,14 @@
 
 pub mod allocation;
 pub mod bed;
-pub mod build;
 pub mod console;
 pub mod disk;
 pub mod guest;
 pub mod images;
+pub mod initrd;
 pub mod ipmi;
+pub mod light;
+pub mod machines;
 pub mod media;
 pub mod mock_bmc;
 pub mod netns;

@@ -1,5 +1,6 @@
-//! Programs for guests: built by cargo, packed for the kernel.
+//! Small initramfs images of our own, and the programs that go into them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -28,7 +29,8 @@ pub fn built(kind: &str, name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("cargo built no {name}"))
 }
 
-/// An uncompressed newc archive of executables (Documentation/driver-api/early-userspace/buffer-format.rst).
+/// An uncompressed newc archive of executables, with the directories that their names ask for
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
 pub fn newc(files: &[(&str, PathBuf)]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut entry = |name: &str, mode: u32, data: &[u8], inode: usize| {
@@ -53,9 +55,18 @@ pub fn newc(files: &[(&str, PathBuf)]) -> Vec<u8> {
         out.extend_from_slice(data);
         out.resize(out.len().next_multiple_of(4), 0);
     };
-    for (number, (name, path)) in files.iter().enumerate() {
+    let mut inode = 0;
+    let mut made = BTreeSet::new();
+    for (name, path) in files {
+        for (end, _) in name.match_indices('/') {
+            if made.insert(&name[..end]) {
+                inode += 1;
+                entry(&name[..end], 0o040_755, &[], inode);
+            }
+        }
+        inode += 1;
         let data = fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
-        entry(name, 0o100_755, &data, number + 1);
+        entry(name, 0o100_755, &data, inode);
     }
     entry("TRAILER!!!", 0, &[], 0);
     out
