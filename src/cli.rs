@@ -10,6 +10,7 @@ use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
 use crate::hardware::{self, Roots};
 use crate::image::{self, ImageSource, Progress};
+use crate::net::lldp::live::{self, Format};
 use crate::storage::disks;
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
@@ -31,6 +32,22 @@ enum Verb {
     /// Fetch and unpack OS images
     #[command(subcommand)]
     Image(ImageVerb),
+    /// See which switch ports this host hangs on
+    #[command(subcommand)]
+    Lldp(LldpVerb),
+}
+
+#[derive(Subcommand)]
+enum LldpVerb {
+    /// Print the LLDP neighbours of IFACE as they come and go; changes nothing
+    Listen {
+        /// Name of a network interface
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -61,6 +78,7 @@ pub fn run() -> ExitCode {
         Verb::Inventory => inventory(),
         Verb::Config(ConfigVerb::Check { file }) => check_config(&file),
         Verb::Image(ImageVerb::Write { url, dir }) => write_image(url, &dir),
+        Verb::Lldp(LldpVerb::Listen { interface, json }) => listen(&interface, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,6 +123,15 @@ fn write_image(url: url::Url, dir: &Path) -> Done {
     let source = ImageSource { url, cache: None };
     let image = runtime.block_on(image::install(&client, &source, dir, &|_: Progress| ()))?;
     println!("{image}");
+    Ok(())
+}
+
+fn listen(interface: &str, json: bool) -> Done {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let format = if json { Format::Json } else { Format::Line };
+    runtime.block_on(live::listen(interface, format, &mut std::io::stdout()))?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 pub mod boot_helper;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod decide;

@@ -9,6 +9,7 @@ mod allocate;
 mod authorize;
 pub mod boot_disk;
 mod booted;
+mod clock;
 mod connect;
 pub mod failure;
 mod finish;

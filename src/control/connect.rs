@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use jiff::fmt::rfc2822::DateTimeParser;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use reqwest::{Body, Client, Response, StatusCode};
 use secrecy::SecretString;
 use serde::Serialize;
@@ -21,7 +20,8 @@ use super::code::{Code, WireError};
 use super::envelope::{self, EnvelopeReader, Frame};
 use super::error::Error;
 use super::http::{
-    APISERVER_LIMIT, BodyError, ERROR_LIMIT, Failure, bearer, read_body_capped, retry_after, shown,
+    APISERVER_LIMIT, BodyError, ERROR_LIMIT, Failure, bearer, read_body_capped, retry_after,
+    server_date, shown,
 };
 use super::text::{SHOWN_CHARS, printable};
 
@@ -93,7 +93,7 @@ impl Connect {
         let body = encode(&url, request)?;
         let response = self.send(&url, call, body, UNARY, Some(deadline)).await?;
         let response = judge(&url, response, UNARY).await?;
-        let date = date(response.headers());
+        let date = server_date(response.headers());
         let body = body_of(&url, response, APISERVER_LIMIT).await?;
         let message = decode(&url, &body)?;
         Ok(Answer { message, date })
@@ -297,16 +297,8 @@ fn media_type(headers: &HeaderMap) -> String {
     printable(media_type, 80).to_ascii_lowercase()
 }
 
-/// The `Date` header (RFC 9110 §6.6.1; its preferred form is one of RFC 2822's).
-fn date(headers: &HeaderMap) -> Option<Timestamp> {
-    let text = headers.get(DATE)?.to_str().ok()?;
-    DateTimeParser::new().parse_timestamp(text.trim()).ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderValue;
-
     use super::*;
 
     #[test]
@@ -332,20 +324,5 @@ mod tests {
             let url = connect.ok().map(|connect| connect.shown_url("S/M"));
             assert_eq!(url.as_deref(), expected, "{base}");
         }
-    }
-
-    #[test]
-    fn the_date_header_is_the_servers_clock() {
-        let date_of = |text: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(DATE, HeaderValue::from_static(text));
-            date(&headers).map(|date| date.to_string())
-        };
-        assert_eq!(
-            date_of("Sun, 22 Nov 2026 08:00:01 GMT").as_deref(),
-            Some("2026-11-22T08:00:01Z")
-        );
-        assert_eq!(date_of("yesterday"), None);
-        assert_eq!(date(&HeaderMap::new()), None);
     }
 }

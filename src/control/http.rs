@@ -9,8 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::Client;
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -166,6 +168,14 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
+/// The `Date` header (RFC 9110 §6.6.1; its preferred form is one of RFC 2822's): the server's
+/// clock.
+#[must_use]
+pub fn server_date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(DATE)?.to_str().ok()?;
+    DateTimeParser::new().parse_timestamp(text.trim()).ok()
+}
+
 /// Why a conversation broke, as far as the next step depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
@@ -173,6 +183,8 @@ pub enum FailureKind {
     Connect,
     /// The server's certificate, or the TLS handshake, was refused.
     Tls,
+    /// The server's certificate is not valid at this machine's time.
+    Clock,
     /// No answer within the deadline.
     Timeout,
     /// The network told, or the kernel found out, that the peer is gone.
@@ -185,7 +197,11 @@ impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connect => "cannot be reached",
-            Self::Tls => "failed the TLS check (see ca_cert and the clock)",
+            Self::Tls => "failed the TLS check (see ca_cert)",
+            Self::Clock => {
+                "has a certificate that is not valid at this machine's time; set ntp_servers, or the \
+                 firmware's clock"
+            }
             Self::Timeout => "did not answer in time",
             Self::Dead => "is gone",
             Self::Cut => "broke off the conversation",
@@ -213,8 +229,9 @@ impl Failure {
                 .map(std::io::Error::kind)
                 .filter(|kind| *kind != std::io::ErrorKind::Other)
         });
-        let kind = if causes(error).any(|cause| cause.is::<rustls::Error>()) {
-            FailureKind::Tls
+        let tls = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>());
+        let kind = if let Some(error) = tls {
+            tls_kind(error)
         } else if error.is_connect() {
             FailureKind::Connect
         } else if matches!(
@@ -233,17 +250,37 @@ impl Failure {
         } else {
             FailureKind::Cut
         };
+        let detail = match kind {
+            FailureKind::Clock => format!("here it is {:.0}: {}", Timestamp::now(), chain(error)),
+            _ => chain(error),
+        };
         Self {
             url: shown(url),
             kind,
-            detail: chain(error),
+            detail,
         }
+    }
+
+    /// The same without the URL, for errors that name it themselves.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        format!("it {}: {}", self.kind, self.detail)
     }
 
     /// Whether another attempt may go better. A certificate does not become valid by itself.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        self.kind != FailureKind::Tls
+        !matches!(self.kind, FailureKind::Tls | FailureKind::Clock)
+    }
+}
+
+fn tls_kind(error: &rustls::Error) -> FailureKind {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    match error {
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        ) => FailureKind::Clock,
+        _ => FailureKind::Tls,
     }
 }
 
@@ -373,5 +410,20 @@ mod tests {
         assert_eq!(header("Wed, 21 Oct 2026 07:28:00 GMT"), None);
         assert_eq!(header("-1"), None);
         assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn the_date_header_is_the_servers_clock() {
+        let date_of = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(DATE, HeaderValue::from_static(text));
+            server_date(&headers).map(|date| date.to_string())
+        };
+        assert_eq!(
+            date_of("Sun, 22 Nov 2026 08:00:01 GMT").as_deref(),
+            Some("2026-11-22T08:00:01Z")
+        );
+        assert_eq!(date_of("yesterday"), None);
+        assert_eq!(server_date(&HeaderMap::new()), None);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use secrecy::SecretString;
 use url::Url;
 
+use super::clock;
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
 use crate::config::{Settings, Source, Sourced, layer};
@@ -32,7 +34,7 @@ impl Connected {
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
     pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
-        let settings = self.ask_helper().await?;
+        let settings = self.configure().await?;
         (self.booted.verbosity)(settings.debug);
         self.booted.lifeline.follow(&settings.policy);
         for line in settings.summary() {
@@ -56,12 +58,32 @@ impl Connected {
         })
     }
 
-    /// The settings with the boot helper's answer merged in.
-    pub(super) async fn ask_helper(&self) -> Result<Settings, Failure> {
+    /// Everything the boot is told, and the clock set by it. A helper that is asked in the
+    /// clear says who knows the time; before one that is asked over TLS, only the medium and the
+    /// network can.
+    async fn configure(&self) -> Result<Settings, Failure> {
+        let local = self.booted.settings();
+        let helper = local.boot_helper_url.as_ref();
+        let tls = helper.is_none_or(|url| url.value.scheme() == "https");
+        let known = tls && clock::set_by_ntp(&local.ntp_servers).await;
+        let (settings, offset) = self.ask_helper().await?;
+        let asked_all = tls && settings.ntp_servers == local.ntp_servers;
+        if known || !asked_all && clock::set_by_ntp(&settings.ntp_servers).await {
+            return Ok(settings);
+        }
+        if let Some(offset) = offset {
+            clock::set_by_date(offset);
+        }
+        Ok(settings)
+    }
+
+    /// The settings with the boot helper's answer merged in, and how far this machine's clock
+    /// is off the helper's.
+    async fn ask_helper(&self) -> Result<(Settings, Option<SignedDuration>), Failure> {
         let local = self.booted.settings();
         let Some(helper) = &local.boot_helper_url else {
             if local.apiserver_url.is_some() && local.token.is_some() {
-                return Ok(local);
+                return Ok((local, None));
             }
             let why = "no boot helper URL; set boot_helper_url in boot/metal.config of the medium, \
                        or PIXIE_API_URL=http://[address]:4242 on the kernel command line";
@@ -73,7 +95,7 @@ impl Connected {
             helper.value,
             helper.source
         );
-        let answer = boot_helper_client::fetch(
+        let fetched = boot_helper_client::fetch(
             &client,
             &helper.value,
             self.booted.machine,
@@ -82,13 +104,13 @@ impl Connected {
         )
         .await
         .during(Step::BootHelper)?;
-        let (layer, problems) = layer::from_answer(&answer);
+        let (layer, problems) = layer::from_answer(&fetched.answer);
         for problem in problems {
             tracing::warn!("boot helper's answer, {problem}");
         }
         let mut layers = self.booted.layers.clone();
         layers.push((Source::BootHelper, layer));
-        Ok(Settings::from_layers(layers))
+        Ok((Settings::from_layers(layers), fetched.clock_offset))
     }
 }
 
@@ -136,7 +158,7 @@ impl Authorized {
     /// Fetches a new token from the boot helper.
     pub(super) async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
         tracing::warn!("{refused}; asking the boot helper for a new token");
-        let settings = self.connected.ask_helper().await?;
+        let (settings, _) = self.connected.ask_helper().await?;
         let (_, token) = endpoint(&settings)?;
         self.apiserver.set_token(token);
         tokio::time::sleep(RENEWAL_PAUSE).await;
