@@ -1,21 +1,23 @@
 //! The machine's clock, set before TLS needs it. Never a reason to fail: whether the time
 //! is right enough is for TLS to say.
 
+use std::error::Error;
 use std::fs;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::SocketAddrV6;
 
 use jiff::SignedDuration;
 use nix::net::if_::if_nametoindex;
 
 use crate::clock::query::{self, Patience};
 use crate::clock::{self, Host, Server};
+use crate::net::Network;
 
 /// Where the DNS servers of router advertisements stand.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Sets the clock by the servers of `named`; where they give no time, by whoever answers DNS
 /// on this network. True when one of them knew the time.
-pub(super) async fn set_by_ntp(named: &[String]) -> bool {
+pub(super) async fn set_by_ntp(network: &Network, named: &[String]) -> bool {
     let mut servers = Vec::new();
     for text in named {
         match text.parse() {
@@ -23,11 +25,11 @@ pub(super) async fn set_by_ntp(named: &[String]) -> bool {
             Err(error) => tracing::warn!("ntp_servers: {error}"),
         }
     }
-    if !servers.is_empty() && set_by(&servers, Patience::NAMED).await {
+    if !servers.is_empty() && set_by(network, &servers, Patience::NAMED).await {
         return true;
     }
     let dns = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    set_by(&clock::nameservers(&dns), Patience::GUESSED).await
+    set_by(network, &clock::nameservers(&dns), Patience::GUESSED).await
 }
 
 /// Sets the clock by the `Date` of the boot helper's answer, `offset` away from it, when it
@@ -38,10 +40,10 @@ pub(super) fn set_by_date(offset: SignedDuration) {
     }
 }
 
-async fn set_by(servers: &[Server], patience: Patience) -> bool {
+async fn set_by(network: &Network, servers: &[Server], patience: Patience) -> bool {
     let mut addresses = Vec::new();
     for server in servers {
-        match resolve(server).await {
+        match resolve(network, server).await {
             Ok(found) => addresses.extend(found),
             Err(error) => tracing::warn!("NTP server {server}: {error}"),
         }
@@ -73,7 +75,7 @@ fn correct(offset: SignedDuration, source: &str) -> bool {
     true
 }
 
-async fn resolve(server: &Server) -> std::io::Result<Vec<SocketAddrV6>> {
+async fn resolve(network: &Network, server: &Server) -> Result<Vec<SocketAddrV6>, Box<dyn Error>> {
     match &server.host {
         Host::Address { address, zone } => {
             let scope = match zone {
@@ -83,12 +85,11 @@ async fn resolve(server: &Server) -> std::io::Result<Vec<SocketAddrV6>> {
             Ok(vec![SocketAddrV6::new(*address, server.port, 0, scope)])
         }
         Host::Name(name) => {
-            let found = tokio::net::lookup_host((name.as_str(), server.port)).await?;
-            let v6 = found.filter_map(|address| match address {
-                SocketAddr::V6(address) => Some(address),
-                SocketAddr::V4(_) => None,
-            });
-            Ok(v6.collect())
+            let found = network.resolve(name).await?;
+            let found = found.into_iter();
+            Ok(found
+                .map(|ip| SocketAddrV6::new(ip, server.port, 0, 0))
+                .collect())
         }
     }
 }

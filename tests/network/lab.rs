@@ -29,6 +29,8 @@ pub struct Lab {
     pub cards: Vec<&'static str>,
     /// More QEMU arguments.
     pub extra: Vec<String>,
+    /// The largest MTU that the cards offer, bytes.
+    pub host_mtu: Option<u32>,
     services: Vec<Process>,
     radvd: Option<Process>,
     pub ns: Netns,
@@ -44,6 +46,7 @@ impl Lab {
             dir,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
             extra: Vec::new(),
+            host_mtu: None,
             services: Vec::new(),
             radvd: None,
             ns: Netns::create(),
@@ -77,6 +80,53 @@ impl Lab {
         Web::start(&self.ns, listen)
     }
 
+    /// Puts two routers on the wire of the first card: tap0 becomes a port of a bridge, `leaf0` and
+    /// `leaf1` are the routers' own interfaces on it.
+    pub fn one_wire(&self) {
+        let leaf = |number: usize| {
+            let prefix = LEAVES[number].prefix;
+            [
+                format!("address flush dev {} scope global", LEAVES[number].tap),
+                format!("link add leaf{number} type veth peer name end{number}"),
+                format!("link set end{number} up master wire"),
+                format!("link set leaf{number} up"),
+                format!("address add {prefix}1/64 dev leaf{number} nodad"),
+            ]
+        };
+        let bridge = ["link add wire type bridge", "link set wire up"].map(str::to_owned);
+        let card = "link set tap0 master wire".to_owned();
+        for order in bridge
+            .into_iter()
+            .chain([card])
+            .chain(leaf(0))
+            .chain(leaf(1))
+        {
+            self.ns.ip(&order);
+        }
+    }
+
+    /// A host with `address` behind a link of MTU 1280, which its own side does not know of.
+    pub fn far_away(&self, address: &str) -> Netns {
+        let far = Netns::create();
+        for order in [
+            format!("link add near type veth peer name far netns {}", far.name()),
+            "link set near mtu 1280 up".to_owned(),
+            "address add 2001:db8:f::1/64 dev near nodad".to_owned(),
+            format!("route add {address}/128 via 2001:db8:f::2"),
+        ] {
+            self.ns.ip(&order);
+        }
+        for order in [
+            "link set far up".to_owned(),
+            "address add 2001:db8:f::2/64 dev far nodad".to_owned(),
+            format!("address add {address}/128 dev lo"),
+            "route add default via 2001:db8:f::1".to_owned(),
+        ] {
+            far.ip(&order);
+        }
+        far
+    }
+
     /// The address that the guest's card `number` makes of `prefix` by EUI-64 (RFC 4291 appendix A).
     pub fn eui64(&self, number: usize, prefix: &str) -> String {
         let mac = self.machine("").mac(number);
@@ -108,6 +158,7 @@ impl Lab {
         machine.firmware = false;
         machine.memory = 512;
         machine.cards = self.cards.clone();
+        machine.host_mtu = self.host_mtu;
         machine.extra = self.extra.clone();
         machine
     }
@@ -129,6 +180,23 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// A radvd section for leaf `number` (0 or 1) with `options` beside its usual ones.
+pub fn router(number: usize, options: &str) -> String {
+    router_on(LEAVES[number].tap, options)
+}
+
+/// The same for any interface.
+pub fn router_on(interface: &str, options: &str) -> String {
+    format!(
+        "interface {interface} {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; {options} }};\n"
+    )
+}
+
+/// A radvd prefix.
+pub fn prefix(text: &str, options: &str) -> String {
+    format!("prefix {text} {{ {options} }};")
 }
 
 /// The running guest.

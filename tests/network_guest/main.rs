@@ -3,13 +3,15 @@
 //!
 //! What to do stands on the kernel command line as `guest.<key>=<value>`; `guest.run` names it.
 
+mod path;
+mod slaac;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use metal_anvil::net::{self, Network};
 use metal_anvil::report::console::{self, Consoles};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -93,23 +95,16 @@ pub fn say(name: &str, data: Value) {
     let _ = std::io::stdout().flush();
 }
 
-async fn run(words: &Words) -> Result<(), Box<dyn std::error::Error>> {
+type Failed = Box<dyn std::error::Error>;
+
+async fn run(words: &Words) -> Result<(), Failed> {
     match words.get("run") {
-        Some("address") => {
-            address(words).await?;
-        }
+        Some("address") => drop(path::address(words).await?),
+        Some("helper") => drop(path::helper(words).await?),
+        Some("wait") => path::wait(words).await?,
+        Some("names") => path::names(words).await?,
+        Some("slaac") => slaac::bench(words).await?,
         other => return Err(format!("nothing is called {other:?}").into()),
     }
     Ok(())
-}
-
-/// Links up and the first usable address.
-async fn address(words: &Words) -> Result<Network, net::Error> {
-    let network = net::bring_up(&net::Options::default()).await?;
-    let address = network.wait_for_address(words.seconds("slaac", 60)).await?;
-    say(
-        "address",
-        json!({"link": address.link, "address": address.address.to_string()}),
-    );
-    Ok(network)
 }

@@ -75,6 +75,8 @@ pub struct Machine {
     pub firmware: bool,
     /// The network cards, one on each leaf in turn, by QEMU device (`virtio-net-pci`).
     pub cards: Vec<&'static str>,
+    /// The largest MTU that virtio cards offer, bytes; 1500 when nothing is said.
+    pub host_mtu: Option<u32>,
     /// More QEMU arguments.
     pub extra: Vec<String>,
     /// Name of the log files (`NAME.console`, `NAME.qemu`).
@@ -95,6 +97,7 @@ impl Machine {
             order: None,
             firmware: true,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
+            host_mtu: None,
             extra: Vec::new(),
             name: "guest".to_owned(),
             show: None,
@@ -192,8 +195,11 @@ impl Machine {
             } else {
                 ",romfile="
             };
+            let mtu = self
+                .host_mtu
+                .map_or(String::new(), |mtu| format!(",host_mtu={mtu}"));
             a(&format!(
-                "-device {card},id=card{number},netdev=net{number},mac={mac}{rom}"
+                "-device {card},id=card{number},netdev=net{number},mac={mac}{rom}{mtu}"
             ));
         }
         if self.disks.iter().any(|d| d.bus == Bus::Scsi)
