@@ -231,7 +231,7 @@ impl Stream {
                         detail: format!("the stream stopped {place}"),
                     }));
                 }
-                Err(error) => return Err(Failure::new(&self.url, &error).into()),
+                Err(error) => return Err(failed(&self.line, &self.url, &error)),
             }
         }
     }

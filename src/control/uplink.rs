@@ -36,7 +36,7 @@ pub type Make = Box<dyn Fn(&Route) -> Result<Client, ClientError> + Send + Sync>
 /// made for another route.
 pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(Line, Make)]) {
     loop {
-        broken(network, &path, lines).await;
+        let gone = broken(network, &path, lines).await;
         let preference = Preference {
             first: Some(path.candidate.index),
             last: None,
@@ -48,11 +48,11 @@ pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(
                 continue;
             }
         };
-        if next == path {
+        if next == path && !gone {
             tokio::time::sleep(PAUSE).await;
             continue;
         }
-        info!("{target} is reached over {next} now, not {path}");
+        info!("{target} is reached over {next} now; the path before was {path}");
         path = next;
         let route = route(network, &path);
         for (line, make) in lines {
@@ -64,8 +64,9 @@ pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(
     }
 }
 
-/// Waits until link or address of the path have gone, or a conversation over it has broken.
-async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) {
+/// Waits until link or address of the path have gone (true), or a conversation over it has
+/// broken.
+async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) -> bool {
     let mut links = network.watch();
     let gone = async {
         loop {
@@ -80,7 +81,7 @@ async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) {
     let troubles = lines.iter().map(|(line, _)| Box::pin(line.trouble()));
     let trouble = futures_util::future::select_all(troubles);
     tokio::select! {
-        () = gone => {}
-        _ = trouble => {}
+        () = gone => true,
+        _ = trouble => false,
     }
 }

@@ -63,7 +63,11 @@ impl Network {
                 });
             }
             // A BMC's card becomes a candidate by time alone, hence the beat.
-            let wake = next_start.max(now + APART).min(deadline);
+            let wake = if next_start > now {
+                next_start
+            } else {
+                now + APART
+            };
             tokio::select! {
                 Some(Ok((candidate, result))) = attempts.join_next() => match result {
                     Ok(address) => return Ok(Path { candidate, address }),
@@ -76,7 +80,7 @@ impl Network {
                     }
                 },
                 _ = links.changed() => {}
-                () = sleep_until(wake) => {}
+                () = sleep_until(wake.min(deadline)) => {}
             }
             if Instant::now() >= deadline {
                 let report = report::describe(links.borrow().links(), &tried);

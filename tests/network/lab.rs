@@ -29,8 +29,6 @@ pub struct Lab {
     pub cards: Vec<&'static str>,
     /// More QEMU arguments.
     pub extra: Vec<String>,
-    /// The largest MTU that the cards offer, bytes.
-    pub host_mtu: Option<u32>,
     services: Vec<Process>,
     radvd: Option<Process>,
     pub ns: Netns,
@@ -46,7 +44,6 @@ impl Lab {
             dir,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
             extra: Vec::new(),
-            host_mtu: None,
             services: Vec::new(),
             radvd: None,
             ns: Netns::create(),
@@ -107,7 +104,7 @@ impl Lab {
 
     /// A host with `address` behind a link of MTU 1280, which its own side does not know of.
     pub fn far_away(&self, address: &str) -> Netns {
-        let far = Netns::create();
+        let far = Netns::bare();
         for order in [
             format!("link add near type veth peer name far netns {}", far.name()),
             "link set near mtu 1280 up".to_owned(),
@@ -158,7 +155,6 @@ impl Lab {
         machine.firmware = false;
         machine.memory = 512;
         machine.cards = self.cards.clone();
-        machine.host_mtu = self.host_mtu;
         machine.extra = self.extra.clone();
         machine
     }
@@ -205,6 +201,17 @@ pub struct Node {
 }
 
 impl Node {
+    /// What the guest said of the link `name`: MAC, place, driver.
+    pub fn link(&self, name: &str) -> Value {
+        let text = self.guest.text();
+        let links = text
+            .lines()
+            .filter_map(|line| line.split_once("EVENT link "));
+        let mut links = links.filter_map(|(_, json)| serde_json::from_str::<Value>(json).ok());
+        let found = links.find(|link| link["link"] == name);
+        found.unwrap_or_else(|| panic!("the guest said nothing of {name}"))
+    }
+
     /// Waits for the next event of this name and answers what it says.
     pub fn event(&mut self, name: &str) -> Value {
         self.event_within(name, SOON)

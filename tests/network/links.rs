@@ -42,12 +42,14 @@ fn bmc_card_with_a_network_of_its_own_gives_way_to_a_real_one() {
         "guest.run=helper guest.helper=http://[{SERVICE}]:4242"
     ));
     let address = node.event("address");
-    assert_ne!(address["link"], "eth0", "the BMC's comes first: {address}");
+    let link = node.link(address["link"].as_str().unwrap_or_default());
+    assert_eq!(link["bmc"], true, "the BMC's network comes first: {link}");
     lab.routers(&[
         router(0, &prefix("2001:db8:a::/64", "")),
         router(1, &prefix("2001:db8:b::/64", "")),
     ]);
     let helper = node.event_within("helper", SOON + 60);
-    assert_eq!(helper["link"], "eth0", "{helper}");
+    let link = node.link(helper["link"].as_str().unwrap_or_default());
+    assert_eq!(link["driver"], "virtio_net", "{helper}: {link}");
     assert_eq!(web.hits().len(), 1);
 }

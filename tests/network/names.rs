@@ -49,7 +49,9 @@ fn helper_by_name_with_rdnss_only() {
     let mut lab = Lab::new("rdnss");
     lab.cards.truncate(1);
     unbound(&mut lab, SERVICE);
-    lab.routers(&[naming(&format!("RDNSS {SERVICE} {{ }};"))]);
+    lab.routers(&[naming(&format!(
+        "RDNSS {SERVICE} {{ AdvRDNSSLifetime 600; }};"
+    ))]);
     let web = lab.web("[::]:4242");
     web.config(json!({"partition": "test-part"}));
     let mut node = lab.boot(&format!(
@@ -67,7 +69,7 @@ fn helper_by_short_name_with_dnssl_and_a_link_local_server() {
     lab.ns.ip("address add fe80::53/64 dev tap0 nodad");
     unbound(&mut lab, "fe80::53%tap0");
     lab.routers(&[naming(&format!(
-        "RDNSS fe80::53 {{ }}; DNSSL {ZONE} {{ }};"
+        "RDNSS fe80::53 {{ AdvRDNSSLifetime 600; }}; DNSSL {ZONE} {{ AdvDNSSLLifetime 600; }};"
     ))]);
     let web = lab.web("[::]:4242");
     web.config(json!({"partition": "test-part"}));
@@ -108,6 +110,6 @@ fn expired_rdnss_is_no_longer_asked() {
     // And takes the name of another one as soon as that is known.
     lab.ns.ip("address add 2001:db8:ff::53/128 dev lo");
     unbound(&mut lab, "2001:db8:ff::53");
-    lab.routers(&[naming("RDNSS 2001:db8:ff::53 { };")]);
+    lab.routers(&[naming("RDNSS 2001:db8:ff::53 { AdvRDNSSLifetime 600; };")]);
     assert_eq!(node.event("resolved")["addresses"], json!([SERVICE]));
 }

@@ -9,8 +9,7 @@ use super::lab::Lab;
 
 #[test]
 fn no_ra_leaves_a_screen_that_says_what_to_check() {
-    let mut lab = Lab::new("no_ra_screen");
-    lab.routers(&[]);
+    let lab = Lab::new("no_ra_screen");
     let mut machine = lab.machine("");
     machine.firmware = true;
     machine.memory = 1024;

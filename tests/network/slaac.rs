@@ -35,8 +35,7 @@ fn assert_address(lab: &Lab, words: &str, number: usize, network: &str) {
 
 #[test]
 fn no_ra_is_reported_for_each_card() {
-    let mut lab = Lab::new("no_ra");
-    lab.routers(&[]);
+    let lab = Lab::new("no_ra");
     let mut node = lab.boot("guest.run=address guest.slaac=8");
     node.guest.set_cable(1, false);
     let failed = node.event("failed");

@@ -75,8 +75,6 @@ pub struct Machine {
     pub firmware: bool,
     /// The network cards, one on each leaf in turn, by QEMU device (`virtio-net-pci`).
     pub cards: Vec<&'static str>,
-    /// The largest MTU that virtio cards offer, bytes; 1500 when nothing is said.
-    pub host_mtu: Option<u32>,
     /// More QEMU arguments.
     pub extra: Vec<String>,
     /// Name of the log files (`NAME.console`, `NAME.qemu`).
@@ -97,7 +95,6 @@ impl Machine {
             order: None,
             firmware: true,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
-            host_mtu: None,
             extra: Vec::new(),
             name: "guest".to_owned(),
             show: None,
@@ -195,11 +192,8 @@ impl Machine {
             } else {
                 ",romfile="
             };
-            let mtu = self
-                .host_mtu
-                .map_or(String::new(), |mtu| format!(",host_mtu={mtu}"));
             a(&format!(
-                "-device {card},id=card{number},netdev=net{number},mac={mac}{rom}{mtu}"
+                "-device {card},id=card{number},netdev=net{number},mac={mac}{rom}"
             ));
         }
         if self.disks.iter().any(|d| d.bus == Bus::Scsi)
