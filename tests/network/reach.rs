@@ -151,7 +151,7 @@ fn mtu_is_9000_where_the_card_takes_it_and_the_advertisements_for_ipv6() {
     let _web = boot_helper(&lab);
     lab.cards.truncate(1);
     let mut node = lab.boot(&literal());
-    while node.event("link")["mtu"] != 9000 {}
+    node.event_that("link", |link| link["mtu"] == 9000);
     let helper = node.event("helper");
     assert_eq!(helper["mtu"], "1400", "{helper}");
 }

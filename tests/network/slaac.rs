@@ -172,7 +172,7 @@ fn duplicate_address_on_one_card_is_reported_and_the_other_card_used() {
     let line = node.guest.see(&format!("{taken} is a duplicate"), SOON);
     assert!(line.contains("eth0"), "{line}");
     let usable = lab.eui64(1, B);
-    while node.event("usable")["address"] != *usable {}
+    node.event_that("usable", |event| event["address"] == *usable);
 }
 
 #[test]

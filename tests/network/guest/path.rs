@@ -138,23 +138,18 @@ pub async fn wait(words: &Words) -> Result<(), Failed> {
 pub async fn names(words: &Words) -> Result<(), Failed> {
     let network = address(words).await?;
     let name = words.get("name").ok_or("guest.name is missing")?;
-    let (mut before, mut written) = (String::new(), String::new());
+    let mut before = json!(null);
     loop {
-        let (event, data) = match network.resolve(name).await {
-            Ok(found) => {
-                let found: Vec<_> = found.iter().map(ToString::to_string).collect();
-                ("resolved", json!({"addresses": found}))
-            }
-            Err(error) => ("unresolved", json!({"error": error.to_string()})),
+        let (addresses, error) = match network.resolve(name).await {
+            Ok(found) => (found, String::new()),
+            Err(error) => (Vec::new(), error.to_string()),
         };
-        if event != before {
-            say(event, data);
-            before = event.to_owned();
-        }
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        if conf != written {
-            say("resolv.conf", json!({"text": conf}));
-            written = conf;
+        let now = json!({"addresses": addresses, "error": error, "resolv.conf": conf});
+        if now != before {
+            say("names", now.clone());
+            before = now;
         }
         // The answer of a server is a fact of its own: there is no event to wait for.
         tokio::time::sleep(Duration::from_millis(500)).await;
