@@ -40,10 +40,13 @@ impl BaseUrl {
 /// Takes `%25eth0` out of `http://[fe80::1%25eth0]:8080`.
 fn split_zone(text: &str) -> Result<(String, Option<String>), String> {
     let none = || Ok((text.to_owned(), None));
-    let Some((before, rest)) = text.split_once("://[") else {
+    let authority = text.find("://").map_or(0, |at| at + 3);
+    let (before, rest) = text.split_at(authority);
+    let (authority, after) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((user, host)) = authority.split_once('[') else {
         return none();
     };
-    let Some((host, after)) = rest.split_once(']') else {
+    let Some((host, port)) = host.split_once(']') else {
         return none();
     };
     let Some((address, zone)) = host.split_once('%') else {
@@ -57,7 +60,7 @@ fn split_zone(text: &str) -> Result<(String, Option<String>), String> {
         return Err(format!("the zone {zone:?} cannot be the name of a link"));
     }
     Ok((
-        format!("{before}://[{address}]{after}"),
+        format!("{before}{user}[{address}]{port}{after}"),
         Some(zone.to_owned()),
     ))
 }
@@ -122,7 +125,7 @@ mod tests {
         for (text, expected) in [
             ("http://[fe80::1%eth0]/", "begins with %25"),
             ("http://[fe80::1%25]/", "name of a link"),
-            ("http://[fe80::1%25eth0/1]/", "name of a link"),
+            ("http://[fe80::1%25eth*]/", "name of a link"),
             ("http://[fe80::1%25a-very-long-name]/", "name of a link"),
             ("http://[2001:db8::1%25eth0]/", "only a link-local"),
             ("http://[fe80::zz%25eth0]/", "invalid IPv6"),

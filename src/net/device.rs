@@ -9,7 +9,7 @@ use super::mac::MacAddress;
 const EMULATED: [&str; 4] = ["cdc_ether", "cdc_eem", "cdc_ncm", "rndis_host"];
 
 /// The hardware under a link.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Device {
     /// Place in the machine, below `/sys/devices`: the same in every boot, as long as nobody
     /// moves the card (`pci0000:00/0000:00:03.0/virtio0`).

@@ -251,6 +251,7 @@ fn is_down(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::device::Device;
     use crate::net::mac::MacAddress;
     use rtnetlink::packet_route::RouteNetlinkMessage;
     use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
@@ -268,7 +269,9 @@ mod tests {
             LinkAttribute::Address(vec![0x52, 0x54, 0, 0, 0, 1]),
         ];
         let mut table = Table::default();
-        table.apply(&RouteNetlinkMessage::NewLink(message), |_| true);
+        table.apply(&RouteNetlinkMessage::NewLink(message), |_| {
+            Some(Device::default())
+        });
         table
     }
 

@@ -14,10 +14,7 @@ fn link(index: u32, carrier: bool) -> Link {
         carrier,
         mtu: 9000,
         advertisements: [].into(),
-        device: crate::net::device::Device {
-            bus_path: String::new(),
-            driver: String::new(),
-        },
+        device: crate::net::device::Device::default(),
         routers: [].into(),
         addresses: [].into(),
         problem: None,
