@@ -11,6 +11,7 @@ use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
 use crate::hardware::{self, Roots, capture};
 use crate::image::{self, ImageSource, Progress};
+use crate::net::lldp::live::{self, Format};
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
 /// else it is this command line, which never writes to a disk.
@@ -43,6 +44,22 @@ enum Verb {
     /// Fetch and unpack OS images
     #[command(subcommand)]
     Image(ImageVerb),
+    /// See which switch ports this host hangs on
+    #[command(subcommand)]
+    Lldp(LldpVerb),
+}
+
+#[derive(Subcommand)]
+enum LldpVerb {
+    /// Print the LLDP neighbours of IFACE as they come and go; changes nothing
+    Listen {
+        /// Name of a network interface
+        #[arg(value_name = "IFACE")]
+        interface: String,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -74,6 +91,7 @@ pub fn run() -> ExitCode {
         Verb::Capture { dir } => capture(&dir),
         Verb::Config(ConfigVerb::Check { file }) => check_config(&file),
         Verb::Image(ImageVerb::Write { url, dir }) => write_image(url, &dir),
+        Verb::Lldp(LldpVerb::Listen { interface, json }) => listen(&interface, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,6 +145,15 @@ fn write_image(url: url::Url, dir: &Path) -> Done {
     let source = ImageSource { url, cache: None };
     let image = runtime.block_on(image::install(&client, &source, dir, &|_: Progress| ()))?;
     println!("{image}");
+    Ok(())
+}
+
+fn listen(interface: &str, json: bool) -> Done {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let format = if json { Format::Json } else { Format::Line };
+    runtime.block_on(live::listen(interface, format, &mut std::io::stdout()))?;
     Ok(())
 }
 

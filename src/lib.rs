@@ -6,6 +6,7 @@
 pub mod bmc;
 pub mod boot_helper;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod decide;

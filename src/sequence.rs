@@ -10,6 +10,7 @@ mod authorize;
 mod bmc;
 pub mod boot_disk;
 mod booted;
+mod clock;
 mod connect;
 pub mod failure;
 mod finish;

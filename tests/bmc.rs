@@ -45,7 +45,7 @@ fn light_guest(name: &str, devices: Vec<String>) -> (Value, String, String) {
     file.write_all_at(SUPER_SECRET.as_bytes(), 0)
         .expect("write a secret");
     let mut machine = Machine::new(&dir, UUID, start, vec![secrets]);
-    machine.network = false;
+    machine.cards.clear();
     machine.memory = 512;
     machine.extra = devices;
     let qemu = std::process::Command::new("qemu-system-x86_64");

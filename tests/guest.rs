@@ -54,7 +54,7 @@ fn in_guest_tests_pass() {
         start,
         disks.to_vec(),
     );
-    machine.network = false;
+    machine.cards.clear();
     let mut guest = machine.power_on(Command::new("qemu-system-x86_64"), &dir);
     let exit = guest.wait_for("GUEST EXIT", 420);
     let text = guest.text();

@@ -92,7 +92,8 @@ async fn a_machine_gets_its_configuration() {
     let machine: Uuid = MACHINE.parse().unwrap();
     let answer = boot_helper_client::fetch(&client, &base, machine, None, BUDGET)
         .await
-        .unwrap();
+        .unwrap()
+        .answer;
     assert_eq!(answer.partition.as_deref(), Some("fra-equ01"));
     assert_eq!(
         answer.metal_apiserver_url.as_deref(),
@@ -338,7 +339,8 @@ async fn no_log_line_holds_a_secret() {
     let ticket = SecretString::from("ticket-s3cret");
     let answer = boot_helper_client::fetch(&client, &base, machine, Some(&ticket), BUDGET)
         .await
-        .unwrap();
+        .unwrap()
+        .answer;
     assert!(bed.config().await.starts_with("HTTP/1.1 502 "));
     bed.get("/config/machine-x").await;
     tracing::info!("{answer:?}");

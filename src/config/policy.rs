@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::bmc;
-pub use crate::control::helper_answer::{BmcUse, LldpPolicy, Policy};
+pub use crate::control::helper_answer::{AddrGenMode, BmcUse, LldpPolicy, Policy};
 use crate::net::lldp::Requirement;
 
 /// A failure stays on the screen so long: a technician can read it, and a broken rack does
@@ -34,6 +34,7 @@ impl Policy {
         Self {
             adopt: self.adopt.or(below.adopt),
             lldp,
+            addr_gen_mode: self.addr_gen_mode.or(below.addr_gen_mode),
             slaac_timeout_seconds: self.slaac_timeout_seconds.or(below.slaac_timeout_seconds),
             boot_helper_timeout_seconds: self
                 .boot_helper_timeout_seconds
@@ -101,9 +102,11 @@ impl Policy {
             return default;
         };
         let count = |set: Option<u32>, default| set.map_or(default, |n| n as usize);
+        let interfaces = count(lldp.interfaces, default.interfaces);
         Requirement {
-            interfaces: count(lldp.interfaces, default.interfaces),
-            chassis: count(lldp.chassis, default.chassis),
+            interfaces,
+            // Nobody who wants no interface, or one, means two switches.
+            chassis: count(lldp.chassis, default.chassis.min(interfaces)),
             timeout: limited(lldp.timeout_seconds, default.timeout),
         }
     }
@@ -145,6 +148,18 @@ mod tests {
     fn defaults_and_limits() {
         assert_eq!(Policy::default().switches(), Requirement::default());
         assert_eq!(Policy::default().reboot_delay(), REBOOT_DELAY);
+        let count = |lldp: serde_json::Value| {
+            let switches = policy(serde_json::json!({"lldp": lldp})).switches();
+            (switches.interfaces, switches.chassis)
+        };
+        assert_eq!(count(serde_json::json!({"interfaces": 0})), (0, 0));
+        assert_eq!(count(serde_json::json!({"interfaces": 1})), (1, 1));
+        assert_eq!(count(serde_json::json!({"interfaces": 4})), (4, 2));
+        assert_eq!(
+            count(serde_json::json!({"interfaces": 1, "chassis": 2})),
+            (1, 2)
+        );
+        assert_eq!(count(serde_json::json!({"chassis": 1})), (2, 1));
         let odd = policy(serde_json::json!({"reboot_delay_seconds": 1_000_000, "wait_hours": 0}));
         assert_eq!(odd.reboot_delay(), LONGEST);
         assert_eq!(odd.wait(), Duration::from_secs(3600));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{ACCEPT, AUTHORIZATION};
 use reqwest::{Client, StatusCode};
 use secrecy::SecretString;
@@ -14,7 +15,7 @@ use super::error::is_passing_status;
 use super::helper_answer::HelperAnswer;
 use super::http::{
     BOOT_HELPER_LIMIT, BodyError, ERROR_LIMIT, Failure, bearer, read_body_capped, retry_after,
-    shown,
+    server_date, shown,
 };
 use super::retry::{self, Policy, Verdict};
 use super::text::{SHOWN_CHARS, printable};
@@ -25,6 +26,15 @@ const POLICY: Policy = Policy {
     attempt: Duration::from_secs(30),
     budget: Duration::from_secs(300),
 };
+
+/// What a boot helper said.
+#[derive(Debug)]
+pub struct Fetched {
+    pub answer: HelperAnswer,
+    /// What has to be added to this machine's clock to make it the helper's, by the `Date`
+    /// header.
+    pub clock_offset: Option<SignedDuration>,
+}
 
 /// A boot helper that gave no usable answer.
 #[derive(Debug, Error)]
@@ -98,7 +108,7 @@ pub async fn fetch(
     machine: Uuid,
     ticket: Option<&SecretString>,
     budget: Duration,
-) -> Result<HelperAnswer, HelperError> {
+) -> Result<Fetched, HelperError> {
     let policy = Policy { budget, ..POLICY };
     fetch_within(client, base, machine, ticket, policy).await
 }
@@ -109,7 +119,7 @@ pub(super) async fn fetch_within(
     machine: Uuid,
     ticket: Option<&SecretString>,
     policy: Policy,
-) -> Result<HelperAnswer, HelperError> {
+) -> Result<Fetched, HelperError> {
     let url = config_url(base, machine)?;
     retry::run(policy, "boot helper", HelperError::verdict, |deadline| {
         attempt(client, &url, ticket, deadline)
@@ -131,7 +141,7 @@ async fn attempt(
     url: &Url,
     ticket: Option<&SecretString>,
     deadline: Duration,
-) -> Result<HelperAnswer, HelperError> {
+) -> Result<Fetched, HelperError> {
     let mut request = client
         .get(url.clone())
         .header(ACCEPT, "application/json")
@@ -142,6 +152,8 @@ async fn attempt(
     let failed = |error: reqwest::Error| Failure::new(url, &error);
     let response = request.send().await.map_err(failed)?;
     let status = response.status();
+    let clock_offset =
+        server_date(response.headers()).map(|date| date.duration_since(Timestamp::now()));
     let retry_after = retry_after(response.headers());
     if status != StatusCode::OK {
         let body = read_body_capped(response, ERROR_LIMIT).await;
@@ -160,7 +172,10 @@ async fn attempt(
         }
         Err(BodyError::Http(error)) => return Err(failed(error).into()),
     };
-    parse(&shown(url), &body)
+    Ok(Fetched {
+        answer: parse(&shown(url), &body)?,
+        clock_offset,
+    })
 }
 
 /// What an answer other than 200 means. metal-boot explains itself as `{"error": "..."}`.

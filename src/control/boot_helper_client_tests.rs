@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 use uuid::Uuid;
@@ -30,7 +31,7 @@ async fn fetch(url: &Url, ticket: Option<&str>) -> Result<HelperAnswer, HelperEr
         assert!(!texts.contains("s3cret"), "{texts}");
         assert!(!error.to_string().contains('\n'), "{error}");
     }
-    answer
+    answer.map(|fetched| fetched.answer)
 }
 
 async fn fail(act: impl Fn(&Seen, usize) -> Act + Send + Sync + 'static) -> (HelperError, usize) {
@@ -62,6 +63,25 @@ async fn an_answer_is_fetched_with_the_ticket() {
         .await
         .unwrap_err();
     assert!(matches!(error, HelperError::BadTicket));
+}
+
+#[tokio::test]
+async fn the_helpers_clock_is_heard() {
+    let client = http::control_client(Trust::Public).unwrap();
+    let dates = [
+        "date: Thu, 01 Jan 2099 00:00:00 GMT\r\n",
+        "date: noon\r\n",
+        "",
+    ];
+    let client = &client;
+    let [far, wrong, none] = dates.map(|date| async move {
+        let stand_in = StandIn::start(move |_, _| Act::Raw(response(200, date, b"{}"))).await;
+        let fetched = fetch_within(client, &stand_in.url, Uuid::nil(), None, POLICY).await;
+        fetched.unwrap().clock_offset
+    });
+    let there = Timestamp::now() + far.await.unwrap();
+    assert!((there.as_second() - 4_070_908_800).abs() < 60, "{there}");
+    assert_eq!((wrong.await, none.await), (None, None));
 }
 
 #[tokio::test]

@@ -129,6 +129,7 @@ mod tests {
             (failed(FailureKind::Dead), again),
             (failed(FailureKind::Cut), again),
             (failed(FailureKind::Tls), Verdict::GiveUp),
+            (failed(FailureKind::Clock), Verdict::GiveUp),
             (refused(Code::Unavailable), again),
             (refused(Code::Internal), again),
             (refused(Code::InvalidArgument), Verdict::GiveUp),

@@ -6,11 +6,15 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::Client;
-use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -20,6 +24,7 @@ use thiserror::Error;
 use url::Url;
 
 use super::text::printable;
+use crate::net::names::Names;
 
 /// What is sent as `User-Agent`.
 pub const USER_AGENT: &str = concat!("metal-anvil/", env!("CARGO_PKG_VERSION"));
@@ -55,6 +60,34 @@ pub enum Trust<'a> {
     PublicAnd(&'a str),
 }
 
+/// How a client leaves this machine. The default leaves that to the kernel's routes and the
+/// host's own resolver, for programs on an ordinary host.
+#[derive(Debug, Clone, Default)]
+pub struct Route {
+    /// The link that every connection is bound to.
+    pub interface: Option<String>,
+    pub source: Option<IpAddr>,
+    /// Who resolves names.
+    pub names: Option<Arc<Names>>,
+}
+
+/// Gives reqwest the addresses of a name.
+struct Resolver(Arc<Names>);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let names = Arc::clone(&self.0);
+        Box::pin(async move {
+            let found = names.resolve(name.as_str()).await?;
+            // reqwest puts the URL's port in the place of 0.
+            let found = found
+                .into_iter()
+                .map(|ip| SocketAddr::V6(SocketAddrV6::new(ip, 0, 0, 0)));
+            Ok(Box::new(found) as Addrs)
+        })
+    }
+}
+
 /// A client that cannot be made.
 #[derive(Debug, Error)]
 pub enum ClientError {
@@ -74,7 +107,15 @@ pub enum ClientError {
 /// # Errors
 /// An unreadable `ca_cert`.
 pub fn control_client(trust: Trust<'_>) -> Result<Client, ClientError> {
-    client(trust, redirect::Policy::none())
+    control_client_on(trust, &Route::default())
+}
+
+/// The same over `route`.
+///
+/// # Errors
+/// An unreadable `ca_cert`.
+pub fn control_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
+    client(trust, redirect::Policy::none(), route)
 }
 
 /// A client for images and other bulk data: follows a few redirects.
@@ -82,17 +123,38 @@ pub fn control_client(trust: Trust<'_>) -> Result<Client, ClientError> {
 /// # Errors
 /// An unreadable `ca_cert`.
 pub fn download_client(trust: Trust<'_>) -> Result<Client, ClientError> {
-    client(trust, redirect::Policy::limited(DOWNLOAD_REDIRECTS))
+    download_client_on(trust, &Route::default())
 }
 
-fn client(trust: Trust<'_>, redirects: redirect::Policy) -> Result<Client, ClientError> {
+/// The same over `route`.
+///
+/// # Errors
+/// An unreadable `ca_cert`.
+pub fn download_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
+    let redirects = redirect::Policy::limited(DOWNLOAD_REDIRECTS);
+    client(trust, redirects, route)
+}
+
+fn client(
+    trust: Trust<'_>,
+    redirects: redirect::Policy,
+    route: &Route,
+) -> Result<Client, ClientError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(trust)?)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Client::builder()
+    let mut builder = Client::builder();
+    if let Some(interface) = &route.interface {
+        builder = builder.interface(interface);
+    }
+    if let Some(names) = &route.names {
+        builder = builder.dns_resolver(Resolver(Arc::clone(names)));
+    }
+    builder
+        .local_address(route.source)
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .user_agent(USER_AGENT)
@@ -166,6 +228,14 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
+/// The `Date` header (RFC 9110 §6.6.1; its preferred form is one of RFC 2822's): the server's
+/// clock.
+#[must_use]
+pub fn server_date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(DATE)?.to_str().ok()?;
+    DateTimeParser::new().parse_timestamp(text.trim()).ok()
+}
+
 /// Why a conversation broke, as far as the next step depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
@@ -173,6 +243,8 @@ pub enum FailureKind {
     Connect,
     /// The server's certificate, or the TLS handshake, was refused.
     Tls,
+    /// The server's certificate is not valid at this machine's time.
+    Clock,
     /// No answer within the deadline.
     Timeout,
     /// The network told, or the kernel found out, that the peer is gone.
@@ -185,7 +257,11 @@ impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connect => "cannot be reached",
-            Self::Tls => "failed the TLS check (see ca_cert and the clock)",
+            Self::Tls => "failed the TLS check (see ca_cert)",
+            Self::Clock => {
+                "has a certificate that is not valid at this machine's time; set ntp_servers, or the \
+                 firmware's clock"
+            }
             Self::Timeout => "did not answer in time",
             Self::Dead => "is gone",
             Self::Cut => "broke off the conversation",
@@ -213,8 +289,9 @@ impl Failure {
                 .map(std::io::Error::kind)
                 .filter(|kind| *kind != std::io::ErrorKind::Other)
         });
-        let kind = if causes(error).any(|cause| cause.is::<rustls::Error>()) {
-            FailureKind::Tls
+        let tls = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>());
+        let kind = if let Some(error) = tls {
+            tls_kind(error)
         } else if error.is_connect() {
             FailureKind::Connect
         } else if matches!(
@@ -233,17 +310,37 @@ impl Failure {
         } else {
             FailureKind::Cut
         };
+        let detail = match kind {
+            FailureKind::Clock => format!("here it is {:.0}: {}", Timestamp::now(), chain(error)),
+            _ => chain(error),
+        };
         Self {
             url: shown(url),
             kind,
-            detail: chain(error),
+            detail,
         }
+    }
+
+    /// The same without the URL, for errors that name it themselves.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        format!("it {}: {}", self.kind, self.detail)
     }
 
     /// Whether another attempt may go better. A certificate does not become valid by itself.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        self.kind != FailureKind::Tls
+        !matches!(self.kind, FailureKind::Tls | FailureKind::Clock)
+    }
+}
+
+fn tls_kind(error: &rustls::Error) -> FailureKind {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    match error {
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        ) => FailureKind::Clock,
+        _ => FailureKind::Tls,
     }
 }
 
@@ -373,5 +470,20 @@ mod tests {
         assert_eq!(header("Wed, 21 Oct 2026 07:28:00 GMT"), None);
         assert_eq!(header("-1"), None);
         assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn the_date_header_is_the_servers_clock() {
+        let date_of = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(DATE, HeaderValue::from_static(text));
+            server_date(&headers).map(|date| date.to_string())
+        };
+        assert_eq!(
+            date_of("Sun, 22 Nov 2026 08:00:01 GMT").as_deref(),
+            Some("2026-11-22T08:00:01Z")
+        );
+        assert_eq!(date_of("yesterday"), None);
+        assert_eq!(server_date(&HeaderMap::new()), None);
     }
 }

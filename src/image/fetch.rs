@@ -12,9 +12,13 @@ use reqwest::header::{
     HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE,
 };
 use reqwest::{Client, Response, StatusCode, Url};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::error::Error;
+use crate::control::error::is_passing_status;
+pub use crate::control::http::shown as shown_url;
+use crate::control::http::{BodyError, Failure, read_body_capped, retry_after};
+use crate::control::retry::{Backoff, Verdict};
 
 /// Patience. Tests use less of it.
 #[derive(Debug, Clone)]
@@ -25,7 +29,7 @@ pub struct Patience {
     pub attempts: u32,
     /// Broken connections in one download.
     pub breaks: u32,
-    /// Pause before the second attempt; it doubles up to `pause_max`.
+    /// Ceiling of the pause before the second attempt; it doubles up to `pause_max`.
     pub pause: Duration,
     pub pause_max: Duration,
 }
@@ -43,83 +47,81 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Waits before attempt number `failures + 1`: half the pause is left to chance, so that
-    /// machines that were cut off together do not come back together.
-    async fn wait(&self, failures: u32) {
-        let full = self
-            .pause
-            .saturating_mul(1 << failures.saturating_sub(1).min(16))
-            .min(self.pause_max);
-        let share = rand::random_range(0.5..1.0);
-        tokio::time::sleep(full.mul_f64(share)).await;
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.pause, self.pause_max)
     }
 }
 
-/// The URL without what may be secret in it (user info, query), for logs and errors.
-#[must_use]
-pub fn shown_url(url: &Url) -> String {
-    let mut url = url.clone();
-    // These fail only for URLs that cannot have the part at all.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    url.into()
+/// An attempt that brought no answer to go on with.
+struct Failed {
+    reason: String,
+    /// Whether another one is worth it, and when.
+    verdict: Verdict,
 }
 
-/// The outcome of one attempt that is worth another.
-pub struct Transient(pub String);
-
-/// Sends one GET; the transport's failures and the server's passing ones are [`Transient`].
+/// Sends one GET; the transport's failures and the server's passing ones are [`Failed`].
 async fn get(
     client: &Client,
     url: &Url,
     headers: HeaderMap,
     patience: &Patience,
-) -> Result<Response, Transient> {
+) -> Result<Response, Failed> {
     let request = client
         .get(url.clone())
         .header(ACCEPT_ENCODING, "identity")
         .headers(headers)
         .send();
+    let again = |reason, wish| Failed {
+        reason,
+        verdict: Verdict::Retry(wish),
+    };
     let response = match timeout(patience.stall, request).await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return Err(Transient(reason(error))),
-        Err(_) => return Err(Transient(stalled(patience))),
+        Ok(Err(error)) => {
+            let failure = Failure::new(url, &error);
+            let reason = failure.reason();
+            return Err(if failure.is_passing() {
+                again(reason, None)
+            } else {
+                Failed {
+                    reason,
+                    verdict: Verdict::GiveUp,
+                }
+            });
+        }
+        Err(_) => return Err(again(stalled(patience), None)),
     };
     let status = response.status();
-    if status.is_server_error()
-        || status == StatusCode::TOO_MANY_REQUESTS
-        || status == StatusCode::REQUEST_TIMEOUT
-    {
-        return Err(Transient(format!("the server answered {status}")));
+    if is_passing_status(status.as_u16()) {
+        let wish = retry_after(response.headers());
+        return Err(again(format!("the server answered {status}"), wish));
     }
     Ok(response)
 }
 
-/// Sends a GET until there is an answer that is not [`Transient`].
-pub async fn get_patiently(
-    client: &Client,
-    url: &Url,
-    patience: &Patience,
-) -> Result<Response, Error> {
-    let mut failures = 0;
+/// Sends a GET until there is an answer to go on with.
+async fn get_patiently(client: &Client, url: &Url, patience: &Patience) -> Result<Response, Error> {
+    let mut backoff = patience.backoff();
+    let mut attempts = 0;
     loop {
-        match get(client, url, HeaderMap::new(), patience).await {
+        let failed = match get(client, url, HeaderMap::new(), patience).await {
             Ok(response) => return Ok(response),
-            Err(Transient(reason)) => {
-                failures += 1;
-                if failures >= patience.attempts {
-                    return Err(Error::Request {
-                        url: shown_url(url),
-                        attempts: failures,
-                        reason,
-                    });
-                }
-                tracing::warn!(url = shown_url(url), reason, "download: trying again");
-                patience.wait(failures).await;
-            }
-        }
+            Err(failed) => failed,
+        };
+        attempts += 1;
+        let (Verdict::Retry(wish), true) = (failed.verdict, attempts < patience.attempts) else {
+            return Err(Error::Request {
+                url: shown_url(url),
+                attempts,
+                reason: failed.reason,
+            });
+        };
+        tracing::warn!(
+            url = shown_url(url),
+            reason = failed.reason,
+            "download: trying again"
+        );
+        sleep(backoff.next(wish)).await;
     }
 }
 
@@ -133,7 +135,7 @@ pub async fn small_file(
     limit: usize,
     patience: &Patience,
 ) -> Result<Option<Vec<u8>>, Error> {
-    let mut response = get_patiently(client, url, patience).await?;
+    let response = get_patiently(client, url, patience).await?;
     match response.status() {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
@@ -148,17 +150,11 @@ pub async fn small_file(
         url: shown_url(url),
         reason,
     };
-    let mut content = Vec::new();
-    loop {
-        match timeout(patience.stall, response.chunk()).await {
-            Ok(Ok(Some(chunk))) if content.len() + chunk.len() > limit => {
-                return Err(answer(format!("longer than {limit} bytes")));
-            }
-            Ok(Ok(Some(chunk))) => content.extend_from_slice(&chunk),
-            Ok(Ok(None)) => return Ok(Some(content)),
-            Ok(Err(error)) => return Err(answer(reason(error))),
-            Err(_) => return Err(answer(stalled(patience))),
-        }
+    match timeout(patience.stall, read_body_capped(response, limit)).await {
+        Ok(Ok(content)) => Ok(Some(content)),
+        Ok(Err(BodyError::Http(error))) => Err(answer(Failure::new(url, &error).reason())),
+        Ok(Err(error)) => Err(answer(error.to_string())),
+        Err(_) => Err(answer(stalled(patience))),
     }
 }
 
@@ -172,8 +168,10 @@ pub struct Download<'a> {
     total: Option<u64>,
     etag: Option<HeaderValue>,
     last_modified: Option<HeaderValue>,
+    /// Attempts in a row that brought no byte.
     failures: u32,
     breaks: u32,
+    backoff: Backoff,
 }
 
 impl<'a> Download<'a> {
@@ -204,6 +202,7 @@ impl<'a> Download<'a> {
             last_modified: headers.get(LAST_MODIFIED).cloned(),
             failures: 0,
             breaks: 0,
+            backoff: patience.backoff(),
             response: Some(response),
             url,
         })
@@ -239,48 +238,50 @@ impl<'a> Download<'a> {
                         return Err(self.changed("more bytes than announced"));
                     }
                     self.failures = 0;
+                    self.backoff.reset();
                     return Ok(Some(chunk));
                 }
                 Ok(Ok(None)) if self.total.is_none_or(|total| total == self.offset) => {
                     return Ok(None);
                 }
                 Ok(Ok(None)) => "the body is shorter than announced (truncated)".to_owned(),
-                Ok(Err(error)) => reason(error),
+                Ok(Err(error)) => Failure::new(&self.url, &error).reason(),
                 Err(_) => stalled(self.patience),
             };
             if self.total == Some(self.offset) {
                 return Ok(None);
             }
-            self.broken(why).await?;
+            self.broken(why, Verdict::Retry(None)).await?;
         }
     }
 
-    async fn broken(&mut self, reason: String) -> Result<(), Error> {
+    async fn broken(&mut self, reason: String, verdict: Verdict) -> Result<(), Error> {
         self.response = None;
         self.failures += 1;
         self.breaks += 1;
-        if self.failures >= self.patience.attempts || self.breaks > self.patience.breaks {
+        let over = self.failures >= self.patience.attempts || self.breaks > self.patience.breaks;
+        let (Verdict::Retry(wish), false) = (verdict, over) else {
             return Err(Error::Interrupted {
                 url: self.shown(),
                 offset: self.offset,
                 total: self.total,
                 reason,
             });
-        }
+        };
         tracing::warn!(
             url = self.shown(),
             offset = self.offset,
             reason,
             "download broken off, resuming"
         );
-        self.patience.wait(self.failures).await;
+        sleep(self.backoff.next(wish)).await;
         Ok(())
     }
 
     async fn resume(&mut self) -> Result<(), Error> {
         let response = match get(self.client, &self.url, self.range(), self.patience).await {
             Ok(response) => response,
-            Err(Transient(reason)) => return self.broken(reason).await,
+            Err(failed) => return self.broken(failed.reason, failed.verdict).await,
         };
         let headers = response.headers();
         match response.status() {
@@ -400,19 +401,6 @@ fn stalled(patience: &Patience) -> String {
     format!("not a byte for {:?}", patience.stall)
 }
 
-/// What went wrong, down to the cause, without the URL (its query may be a secret).
-pub fn reason(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -431,11 +419,5 @@ mod tests {
         ] {
             assert_eq!(content_range(wrong), None, "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn secrets_in_urls_are_not_shown() {
-        let url = Url::parse("https://user:pw@h.example/i.tar.lz4?X-Signature=abc#f").unwrap();
-        assert_eq!(shown_url(&url), "https://h.example/i.tar.lz4");
     }
 }

@@ -40,7 +40,7 @@ pub fn machine(dir: &Path, uuid: &str, agent: &Path, arguments: &[&str], words: 
         ),
     };
     let mut machine = Machine::new(dir, uuid, start, Vec::new());
-    machine.network = false;
+    machine.cards.clear();
     machine.uefi = false;
     machine
 }

@@ -425,7 +425,7 @@ async fn missing_things_are_named() {
     assert!(matches!(error, Error::ChecksumFile { .. }), "{error}");
     server.put(&format!("{PATH}.md5"), vec![b'0'; 5000]);
     let error = server.install().await.unwrap_err();
-    assert!(error.to_string().contains("longer than 4096"), "{error}");
+    assert!(error.to_string().contains("larger than 4096"), "{error}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::control::text::printable;
 use crate::net::mac::MacAddress;
 
 /// Ethertype of LLDP, 802.1AB clause 7.
@@ -65,7 +66,8 @@ pub struct Frame {
 pub enum Id {
     Mac(MacAddress),
     Network(IpAddr),
-    /// Interface name or alias, component, circuit, or locally assigned: printable text.
+    /// Interface name or alias, component, circuit, or locally assigned: plain text, or bytes in
+    /// hexadecimal.
     Text(String),
 }
 
@@ -93,6 +95,12 @@ impl Capabilities {
     pub const CUSTOMER_VLAN_BRIDGE: u16 = 1 << 8;
     pub const SERVICE_VLAN_BRIDGE: u16 = 1 << 9;
 
+    /// What is switched on, by name.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let names = NAMES.iter().enumerate();
+        names.filter_map(move |(bit, name)| (self.enabled >> bit & 1 == 1).then_some(*name))
+    }
+
     /// Forwards packets: an enabled bridge (of any kind) or router.
     #[must_use]
     pub fn switch(self) -> bool {
@@ -101,6 +109,21 @@ impl Capabilities {
         self.enabled & forwards != 0
     }
 }
+
+/// The bits of table 8-4, from the lowest.
+const NAMES: [&str; 11] = [
+    "other",
+    "repeater",
+    "bridge",
+    "access point",
+    "router",
+    "telephone",
+    "cable device",
+    "station",
+    "customer VLAN bridge",
+    "service VLAN bridge",
+    "two-port MAC relay",
+];
 
 /// Why a frame was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -289,11 +312,21 @@ fn network_id(kind: u8, body: &[u8]) -> Result<Id, Error> {
     }
 }
 
+/// Text as it stands where it is plain; anything else byte by byte, so that two IDs never look
+/// the same.
 fn text_id(kind: u8, body: &[u8]) -> Result<Id, Error> {
-    match printable(body) {
-        text if text.is_empty() => Err(Error::EmptyId(kind)),
-        text => Ok(Id::Text(text)),
+    let end = body.iter().rposition(|byte| *byte != 0);
+    let body = &body[..end.map_or(0, |last| last + 1)];
+    if body.trim_ascii().is_empty() {
+        return Err(Error::EmptyId(kind));
     }
+    if let Ok(text) = std::str::from_utf8(body)
+        && printable(text, MAX_ID) == text
+    {
+        return Ok(Id::Text(text.to_owned()));
+    }
+    let bytes: Vec<String> = body.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Id::Text(bytes.join(":")))
 }
 
 /// IANA address family numbers: 1 is IPv4, 2 is IPv6.
@@ -322,26 +355,8 @@ fn management_address(value: &[u8]) -> Option<IpAddr> {
 /// The first of a TLV that may stand only once counts.
 fn first(text: &mut String, value: &[u8]) {
     if text.is_empty() && value.len() <= MAX_ID {
-        *text = printable(value);
-    }
-}
-
-/// What a console and a JSON document can take: no control characters, no bytes that are
-/// not UTF-8, no white space or NUL around it.
-fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
-    text.chars().map(visible).collect()
-}
-
-/// Besides control characters: the direction marks that can make a terminal show a text
-/// in another order than it has.
-fn visible(c: char) -> char {
-    match c {
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => '?',
-        c if c.is_control() && c.is_whitespace() => ' ',
-        c if c.is_control() => '?',
-        c => c,
+        let value = String::from_utf8_lossy(value);
+        *text = printable(value.trim_matches('\0'), MAX_ID);
     }
 }
 

@@ -78,21 +78,25 @@ fn every_id_subtype() {
     let network = |text: &str| Ok(Id::Network(text.parse().unwrap()));
     let mac_bytes = [2, 0, 0, 0, 0, 1];
     let v6: &[u8] = &[2, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let v6_bytes = "02:20:01:0d:b8:00:00:00:00:00:00:00:00:00:00:00:01";
     let reserved = |kind, subtype| Err(Error::Subtype { kind, subtype });
     let length = |kind, length| Err(Error::Length { kind, length });
     // subtype, content; what it is as chassis ID and as port ID
     type Row<'a> = (u8, &'a [u8], Result<Id, Error>, Result<Id, Error>);
-    let table: [Row<'_>; 12] = [
+    let table: [Row<'_>; 15] = [
         (0, b"x", reserved(1, 0), reserved(2, 0)),
         (1, b"x1", text("x1"), text("x1")),
         (2, b"x1", text("x1"), text("x1")),
-        (3, &mac_bytes, text("??????"), mac()),
+        (3, &mac_bytes, text("02:00:00:00:00:01"), mac()),
         (4, &mac_bytes, mac(), length(2, 7)),
         (4, &[1, 192, 0, 2, 1], length(1, 6), network("192.0.2.1")),
-        (5, v6, network("2001:db8::1"), text(&printable(v6))),
-        (5, &[9, b'1'], length(1, 3), text("1")),
+        (5, v6, network("2001:db8::1"), text(v6_bytes)),
+        (5, &[9, b'1'], length(1, 3), text("09:31")),
         (6, b"eth0", text("eth0"), text("eth0")),
         (7, b"7", text("7"), text("7")),
+        (7, b"swp1\0\0", text("swp1"), text("swp1")),
+        (7, b"a  b", text("61:20:20:62"), text("61:20:20:62")),
+        (7, b"\xff\x1b", text("ff:1b"), text("ff:1b")),
         (8, b"x", reserved(1, 8), reserved(2, 8)),
         (255, b"x", reserved(1, 255), reserved(2, 255)),
     ];
@@ -202,14 +206,25 @@ fn only_enabled_bridges_and_routers_are_switches() {
 fn texts_are_harmless() {
     for (bytes, expected) in [
         (&b" leaf01\0\0"[..], "leaf01"),
-        (b"a\x1b[2Jb", "a?[2Jb"),
-        (b"a\r\nb", "a  b"),
+        (b"a\x1b[2Jb", "a [2Jb"),
+        (b"a\r\nb", "a b"),
         (b"\xff\xfe", "\u{fffd}\u{fffd}"),
-        ("a\u{202e}b\u{9b}c".as_bytes(), "a?b?c"),
+        ("a\u{202e}b\u{9b}c".as_bytes(), "a b c"),
         ("Größe".as_bytes(), "Größe"),
     ] {
-        assert_eq!(printable(bytes), expected);
+        let parsed = parse(&with(&[(5, bytes)])).unwrap();
+        assert_eq!(parsed.system_name, expected);
     }
+}
+
+#[test]
+fn what_is_switched_on_has_names() {
+    let capabilities = Capabilities {
+        system: 0xffff,
+        enabled: Capabilities::BRIDGE | Capabilities::ROUTER | 1 << 15,
+    };
+    let names: Vec<_> = capabilities.names().collect();
+    assert_eq!(names, ["bridge", "router"]);
 }
 
 proptest! {

@@ -11,8 +11,9 @@ use tracing::{debug, info, warn};
 
 use super::Error;
 use super::build::{self, Announcement};
-use super::frame::{self, Frame};
-use super::neighbours::{Neighbours, PortNeighbour, Requirement};
+use super::firmware::{self, Agent};
+use super::frame;
+use super::neighbours::{self, Neighbours, News, PortNeighbour, Requirement};
 use super::socket::Socket;
 use crate::net::link::{Link, Table};
 use crate::net::monitor::Task;
@@ -133,9 +134,34 @@ impl Shared {
     }
 
     async fn serve(&self, link: Link) {
+        self.stop_firmware(&link).await;
         let Err(error) = self.exchange(link.index).await;
         warn!("{}: no LLDP: {error}", link.name);
         self.note(link.index, format!("no LLDP socket: {error}"));
+    }
+
+    /// Makes the NIC's firmware leave LLDP to us.
+    async fn stop_firmware(&self, link: &Link) {
+        let name = link.name.clone();
+        // A card that is reset for it takes its time.
+        let Ok(result) = tokio::task::spawn_blocking(move || firmware::stop_agent(&name)).await
+        else {
+            return;
+        };
+        let name = &link.name;
+        match result {
+            Ok(Agent::Unknown) => {}
+            Ok(Agent::Off { driver }) => debug!("{name}: {driver}'s LLDP agent is off already"),
+            Ok(Agent::Stopped { driver, flag }) => {
+                info!("{name}: {driver}'s LLDP agent turned off ({flag})");
+            }
+            Ok(Agent::OutOfReach { driver, why }) => {
+                info!("{name}: driver {driver}: {why}");
+                let problem = format!("nothing heard; driver {driver}: {why}");
+                self.note(link.index, problem);
+            }
+            Err(error) => debug!("{name}: no word about an LLDP agent in the firmware: {error}"),
+        }
     }
 
     /// Receives and sends until that fails for good.
@@ -172,13 +198,19 @@ impl Shared {
         let Some(link) = link.filter(|link| link.mac != frame.source) else {
             return;
         };
-        let line = describe(&link.name, &frame);
-        let news = self
-            .neighbours
-            .send_if_modified(|neighbours| neighbours.learn(index, frame, Instant::now()));
-        if news {
-            info!("{line}");
-        }
+        let line = neighbours::describe(&frame);
+        let mut news = None;
+        self.neighbours.send_if_modified(|neighbours| {
+            news = neighbours.learn(index, frame, Instant::now());
+            news.is_some()
+        });
+        let word = match news {
+            Some(News::New) => "hears",
+            Some(News::Changed) => "now hears",
+            Some(News::Gone) => "was told goodbye by",
+            None => return,
+        };
+        info!("{} {word} {line}", link.name);
     }
 
     fn note(&self, index: u32, problem: String) {
@@ -212,16 +244,6 @@ impl Shared {
     }
 }
 
-fn describe(link: &str, frame: &Frame) -> String {
-    let Frame {
-        chassis,
-        port,
-        system_name,
-        ..
-    } = frame;
-    format!("{link}: LLDP from {system_name:?}, chassis {chassis}, port {port}")
-}
-
 fn is_down(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NetworkDown
 }
@@ -229,6 +251,7 @@ fn is_down(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::device::Device;
     use crate::net::mac::MacAddress;
     use rtnetlink::packet_route::RouteNetlinkMessage;
     use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
@@ -246,7 +269,9 @@ mod tests {
             LinkAttribute::Address(vec![0x52, 0x54, 0, 0, 0, 1]),
         ];
         let mut table = Table::default();
-        table.apply(&RouteNetlinkMessage::NewLink(message), |_| true);
+        table.apply(&RouteNetlinkMessage::NewLink(message), |_| {
+            Some(Device::default())
+        });
         table
     }
 

@@ -2,8 +2,10 @@
 //! switches who hangs there.
 
 pub mod build;
+pub mod firmware;
 pub mod frame;
 mod listener;
+pub mod live;
 pub mod neighbours;
 mod socket;
 

@@ -92,6 +92,17 @@ fn limited(text: &str) -> String {
     text.chars().take(MAX_NAME).collect()
 }
 
+/// What a frame changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// A neighbour that was not there.
+    New,
+    /// It says something else than before.
+    Changed,
+    /// It says goodbye.
+    Gone,
+}
+
 /// Everything heard on every link.
 #[derive(Debug, Clone, Default)]
 pub struct Neighbours {
@@ -108,13 +119,12 @@ struct Heard {
 }
 
 impl Neighbours {
-    /// Takes in a frame; true when it is from a new neighbour, says something new, or
-    /// takes a neighbour away.
-    pub fn learn(&mut self, index: u32, frame: Frame, now: Instant) -> bool {
-        self.heard.retain(|_, heard| heard.until > now);
+    /// Takes in a frame, and says what is new about it.
+    pub fn learn(&mut self, index: u32, frame: Frame, now: Instant) -> Option<News> {
+        self.expire(now);
         let key = (index, frame.chassis.clone());
         if frame.ttl == 0 {
-            return self.heard.remove(&key).is_some();
+            return self.heard.remove(&key).map(|_| News::Gone);
         }
         let full = self.heard.keys().filter(|(on, _)| *on == index).count() >= KEPT;
         let until = now + Duration::from_secs(frame.ttl.into());
@@ -123,14 +133,27 @@ impl Neighbours {
                 heard.until = until;
                 let changed = heard.frame != frame;
                 heard.frame = frame;
-                changed
+                changed.then_some(News::Changed)
             }
-            None if full => false,
+            None if full => None,
             None => {
                 self.heard.insert(key, Heard { frame, until });
-                true
+                Some(News::New)
             }
         }
+    }
+
+    /// Forgets the neighbours whose time is over, and returns what they said last.
+    pub fn expire(&mut self, now: Instant) -> Vec<Frame> {
+        let over = |_: &(u32, Id), heard: &mut Heard| heard.until <= now;
+        let gone = self.heard.extract_if(.., over);
+        gone.map(|(_, heard)| heard.frame).collect()
+    }
+
+    /// When the next neighbour's time is over.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.heard.values().map(|heard| heard.until).min()
     }
 
     /// Notes for the report why a link hears nothing; true when that is news.
@@ -180,22 +203,12 @@ impl Neighbours {
             let mut lines = 0;
             for frame in self.on(link.index, now) {
                 lines += 1;
-                let kind = match frame.capabilities {
-                    Some(capabilities) if capabilities.switch() => "switch",
-                    Some(_) => "not a switch (neither bridge nor router is enabled)",
-                    None => "not a switch (sends no capabilities)",
-                };
-                let name = limited(&frame.system_name);
-                let (chassis, port) = (&frame.chassis, limited(&frame.port.to_string()));
-                let _ = write!(
-                    text,
-                    "{start}: {kind} {name:?}, chassis {chassis}, port {port}"
-                );
+                let _ = write!(text, "{start}: {}", describe(frame));
             }
             if lines == 0 {
                 let why = match self.problems.get(&link.index) {
+                    _ if !link.carrier => "no carrier; check cable, transceiver and switch port",
                     Some(problem) => problem,
-                    None if !link.carrier => "no carrier; check cable, transceiver and switch port",
                     None => {
                         "nothing heard; check that the switch port sends LLDP and that the NIC's \
                          firmware does not swallow it"
@@ -230,7 +243,29 @@ fn count(switches: &[PortNeighbour]) -> (usize, usize) {
     (interfaces.len(), chassis.len())
 }
 
-fn is_switch(frame: &Frame) -> bool {
+/// A neighbour in one line.
+#[must_use]
+pub fn describe(frame: &Frame) -> String {
+    let kind = match frame.capabilities {
+        Some(capabilities) if capabilities.switch() => "switch",
+        Some(_) => "not a switch (neither bridge nor router is enabled)",
+        None => "not a switch (sends no capabilities)",
+    };
+    let name = limited(&frame.system_name);
+    let (chassis, port) = (&frame.chassis, limited(&frame.port.to_string()));
+    let mut text = format!("{kind} {name:?}, chassis {chassis}, port {port}");
+    if !frame.port_description.is_empty() {
+        let _ = write!(text, " {:?}", limited(&frame.port_description));
+    }
+    for address in &frame.management {
+        let _ = write!(text, ", management {address}");
+    }
+    text
+}
+
+/// Whether this neighbour may count as a switch.
+#[must_use]
+pub fn is_switch(frame: &Frame) -> bool {
     frame
         .capabilities
         .is_some_and(|capabilities| capabilities.switch())

@@ -13,7 +13,8 @@ fn link(index: u32, carrier: bool) -> Link {
         up: true,
         carrier,
         mtu: 9000,
-        advertised: false,
+        advertisements: [].into(),
+        device: crate::net::device::Device::default(),
         routers: [].into(),
         addresses: [].into(),
         problem: None,
@@ -67,7 +68,8 @@ fn requirements() {
         let now = Instant::now();
         let mut neighbours = Neighbours::default();
         for (index, chassis) in heard {
-            assert!(neighbours.learn(*index, frame(*chassis), now));
+            let news = neighbours.learn(*index, frame(*chassis), now);
+            assert_eq!(news, Some(News::New));
         }
         let switches = neighbours.switches(&links, now);
         assert_eq!(requirement.met(&switches), met, "{heard:?} {requirement:?}");
@@ -96,18 +98,28 @@ fn neighbours_live_as_long_as_they_say() {
     let now = Instant::now();
     let links = [link(2, true)];
     let mut neighbours = Neighbours::default();
-    assert!(neighbours.learn(2, frame(1), now));
-    assert!(!neighbours.learn(2, frame(1), after(100, now)), "no news");
+    assert_eq!(neighbours.next_expiry(), None);
+    assert_eq!(neighbours.learn(2, frame(1), now), Some(News::New));
+    assert_eq!(neighbours.learn(2, frame(1), after(100, now)), None);
+    assert_eq!(neighbours.next_expiry(), Some(after(220, now)));
     assert_eq!(neighbours.switches(&links, after(219, now)).len(), 1);
     assert_eq!(neighbours.switches(&links, after(220, now)).len(), 0);
 
     let mut renamed = frame(1);
     renamed.system_name = "leaf-new".to_owned();
-    assert!(neighbours.learn(2, renamed, now));
+    assert_eq!(
+        neighbours.learn(2, renamed.clone(), now),
+        Some(News::Changed)
+    );
     let goodbye = Frame { ttl: 0, ..frame(1) };
-    assert!(neighbours.learn(2, goodbye.clone(), now));
-    assert!(!neighbours.learn(2, goodbye, now));
+    assert_eq!(neighbours.learn(2, goodbye.clone(), now), Some(News::Gone));
+    assert_eq!(neighbours.learn(2, goodbye, now), None);
     assert_eq!(neighbours.switches(&links, now).len(), 0);
+
+    neighbours.learn(2, renamed.clone(), now);
+    assert_eq!(neighbours.expire(after(119, now)), []);
+    assert_eq!(neighbours.expire(after(120, now)), [renamed]);
+    assert_eq!(neighbours.expire(after(120, now)), []);
 }
 
 #[test]
@@ -117,7 +129,7 @@ fn a_flood_on_one_link_takes_nothing_from_another() {
     for chassis in 0..=255 {
         neighbours.learn(2, frame(chassis), now);
     }
-    assert!(neighbours.learn(3, frame(1), now));
+    assert_eq!(neighbours.learn(3, frame(1), now), Some(News::New));
     assert_eq!(neighbours.heard.len(), KEPT + 1);
 }
 
@@ -226,14 +238,18 @@ fn the_report_has_a_line_for_each_port() {
     let mut neighbours = Neighbours::default();
     let mut host = frame(7);
     host.capabilities = None;
-    neighbours.learn(2, frame(1), now);
+    let mut managed = frame(1);
+    managed.management = vec!["2001:db8::5".parse().unwrap()];
+    neighbours.learn(2, managed, now);
     neighbours.learn(3, host, now);
+    neighbours.set_problem(4, "no LLDP socket: y".to_owned());
     neighbours.set_problem(6, "only broken LLDP heard: x".to_owned());
     let report = neighbours.report(&links, Requirement::default(), now);
     let lines: Vec<_> = report.lines().collect();
     let expected = [
         "1 of 2 interfaces hear a switch, 1 of 2 different switches are heard",
-        "  eth0 52:54:00:00:00:02: switch \"leaf1\", chassis 52:54:00:00:00:01, port swp1",
+        "  eth0 52:54:00:00:00:02: switch \"leaf1\", chassis 52:54:00:00:00:01, port swp1 \
+         \"Ethernet1\", management 2001:db8::5",
         "  eth1 52:54:00:00:00:03: not a switch (sends no capabilities) \"leaf7\"",
         "  eth2 52:54:00:00:00:04: no carrier",
         "  eth3 52:54:00:00:00:05: nothing heard",
