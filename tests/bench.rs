@@ -24,6 +24,7 @@ use support::bed::Bed;
 use support::disk::{Bus, Disk};
 use support::guest::Media;
 use support::images::Image;
+use support::light;
 use support::media::{self, helper_url};
 use support::process::run;
 use support::root;
@@ -51,11 +52,12 @@ fn main() {
     let as_json = names.iter().any(|name| name == "--json");
     names.retain(|name| name != "--json");
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let benches: [(&str, fn() -> Vec<Row>); 4] = [
+    let benches: [(&str, fn() -> Vec<Row>); 5] = [
         ("size", size),
         ("slaac", slaac),
         ("boot", boot),
         ("install", install),
+        ("inventory", inventory),
     ];
     if let Some(unknown) = names
         .iter()
@@ -103,7 +105,7 @@ impl Row {
             unit,
             ..
         } = self;
-        format!("{bench:<8} {what:<34} {value:>9.2} {unit:<6}{against}")
+        format!("{bench:<9} {what:<34} {value:>9.2} {unit:<6}{against}")
     }
 
     fn json(&self) -> Value {
@@ -226,6 +228,48 @@ fn stamp(console: &str, pattern: &str) -> f64 {
         .nth(1)
         .and_then(|stamp| stamp.trim().parse().ok())
         .unwrap_or_else(|| panic!("no stamp in {line:?}"))
+}
+
+/// `metal-anvil inventory` in a guest with 64 SCSI disks and 16 network cards.
+fn inventory() -> Vec<Row> {
+    let dir = root().join("target/e2e/bench_inventory");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).expect("a directory of our own");
+    let agent = root().join("target/x86_64-unknown-linux-gnu/release/metal-anvil");
+    let uuid = "5b1c4f5e-7a0e-4f5c-9a51-00000000b3ec";
+    let arguments = ["inventory", "--json"];
+    let mut machine = light::machine(&dir, uuid, &agent, &arguments, "");
+    let mut add = |text: String| {
+        machine
+            .extra
+            .extend(text.split_whitespace().map(str::to_owned))
+    };
+    add("-device virtio-scsi-pci,id=scsi".to_owned());
+    for number in 0..64 {
+        add(format!(
+            "-blockdev driver=null-co,node-name=d{number},size=1073741824,read-zeroes=on \
+             -device scsi-hd,bus=scsi.0,scsi-id={number},serial=S{number},drive=d{number}"
+        ));
+    }
+    for number in 0..16 {
+        let model = ["e1000e", "virtio-net-pci"][number % 2];
+        add(format!("-device {model},mac=52:54:00:00:01:{number:02x}"));
+    }
+    let times = (0..RUNS).map(|_| {
+        let output = light::output(&machine, &dir, 300);
+        for (what, count) in [("\"transport\": \"SCSI\"", 64), ("\"switchPorts\"", 16)] {
+            let seen = output.text.matches(what).count();
+            assert_eq!(seen, count, "{what} in the guest's inventory");
+        }
+        output.took / 1000.0
+    });
+    vec![Row {
+        bench: "inventory",
+        what: "64 disks, 16 NICs".to_owned(),
+        value: median(times.collect()),
+        unit: "s",
+        against: Some(("the limit", 1.0)),
+    }]
 }
 
 /// The Debian image from an HTTP server on this host to a directory: the agent's pipeline beside the

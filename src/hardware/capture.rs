@@ -27,7 +27,7 @@ const MAX_FILES: usize = 100_000;
 const MAX_LINKS: usize = 40;
 
 /// What the inventory reads below `/sys`; `*` is any one name.
-const FILES: [&str; 76] = [
+const FILES: [&str; 77] = [
     "class/dmi/id/bios_date",
     "class/dmi/id/bios_vendor",
     "class/dmi/id/bios_version",
@@ -95,6 +95,7 @@ const FILES: [&str; 76] = [
     "block/*/device/serial",
     "block/*/device/wwid",
     "block/*/device/vpd_pg80",
+    "block/*/device/../../../../serial",
     "block/*/device/transport",
     "block/*/device/*/transport",
     "block/*/loop/backing_file",

@@ -70,6 +70,12 @@ fn question(sys: &Path, disk: &disks::Disk) -> Option<Question> {
     }
 }
 
+/// The serial number of a USB disk's enclosure or stick: the USB device's, which is above
+/// interface, host and target (drivers/usb/storage/usb.c).
+fn usb_serial(block: &Path) -> Option<String> {
+    attribute(&block.join("device/../../../../serial"))
+}
+
 fn describe(
     sys: &Path,
     disk: disks::Disk,
@@ -88,7 +94,10 @@ fn describe(
         logical_block_size: disk.logical_block_size,
         physical_block_size: physical,
         vendor_model: disk.model,
-        serial: disk.serial,
+        serial: Some(disk.serial)
+            .filter(|serial| !serial.is_empty())
+            .or_else(|| usb_serial(&block).filter(|_| disk.transport == Transport::Usb))
+            .unwrap_or_default(),
         wwn: disk.wwn,
         firmware: attribute(&block.join("device/firmware_rev"))
             .or_else(|| attribute(&block.join("device/rev")))

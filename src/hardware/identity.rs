@@ -109,8 +109,7 @@ fn from_firmware(roots: &Roots) -> Result<Uuid, NoUuid> {
             .and_then(|table| table.system_uuid())
             .ok_or_else(|| {
                 NoUuid::Useless(format!(
-                    "the firmware has no system UUID (cannot read {}: {error})",
-                    path.display()
+                    "the firmware has no system UUID (product_uuid: {error})"
                 ))
             })?,
     };

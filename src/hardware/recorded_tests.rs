@@ -209,47 +209,81 @@ fn content() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![any_bytes, long, number, hex]
 }
 
-/// A machine some of whose files below `under` hold something else.
-fn spoil(machine: &str, under: &str, changes: &[(prop::sample::Index, Vec<u8>)]) -> Recorded {
-    let recorded = Recorded::unpack(machine);
-    let below = recorded.dir.path().join(under);
-    let files: Vec<&PathBuf> = recorded
-        .files
-        .iter()
-        .filter(|file| file.starts_with(&below))
-        .collect();
-    for (index, content) in changes {
-        fs::write(index.get(&files), content).unwrap();
-    }
-    recorded
+/// A machine some of whose files hold something else until it is restored: unpacking a whole
+/// machine for every case would be most of the time.
+struct Spoilt<'a> {
+    machine: &'a Recorded,
+    before: Vec<(PathBuf, Vec<u8>)>,
 }
 
-proptest! {
-    // Without a file of failures beside the sources, and without hours of shrinking.
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 64, failure_persistence: None, ..ProptestConfig::default() })]
+impl<'a> Spoilt<'a> {
+    fn spoil(
+        machine: &'a Recorded,
+        under: &str,
+        changes: &[(prop::sample::Index, Vec<u8>)],
+    ) -> Self {
+        let below = machine.dir.path().join(under);
+        let files: Vec<&PathBuf> = machine
+            .files
+            .iter()
+            .filter(|file| file.starts_with(&below))
+            .collect();
+        let mut before = Vec::new();
+        for (index, content) in changes {
+            let file = index.get(&files).to_path_buf();
+            before.push((file.clone(), fs::read(&file).unwrap()));
+            fs::write(&file, content).unwrap();
+        }
+        Self { machine, before }
+    }
+}
 
-    #[test]
-    fn no_content_of_sysfs_makes_a_message_that_the_server_refuses(
-        machine in prop::sample::select(vec!["bogus-uuid", "nvme-multipath", "old-bios"]),
+impl Drop for Spoilt<'_> {
+    fn drop(&mut self) {
+        for (file, content) in self.before.iter().rev() {
+            fs::write(file, content).unwrap();
+        }
+    }
+}
+
+/// A configuration without a file of failures beside the sources, and without hours of shrinking.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        max_shrink_iters: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+#[test]
+fn no_content_of_sysfs_makes_a_message_that_the_server_refuses() {
+    let machines = ["bogus-uuid", "nvme-multipath", "old-bios"].map(Recorded::unpack);
+    proptest!(cases(64), |(
+        which in 0..machines.len(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), content()), 1..40),
-        label in ".{0,200}", id in ".{0,200}", version in ".{0,300}", tags in prop::collection::vec(".{0,40}", 0..3),
-    ) {
-        let recorded = spoil(machine, "sys", &changes);
+        label in ".{0,200}", id in ".{0,200}", version in ".{0,300}",
+        tags in prop::collection::vec(".{0,40}", 0..3),
+    )| {
+        let spoilt = Spoilt::spoil(&machines[which], "sys", &changes);
         let seen = Nic { name: label, identifier: id, ..Nic::default() };
         let neighbours = [("eth0".to_owned(), vec![seen])];
-        let machine = Uuid::from_u128(1);
-        let inventory = recorded.inspect().unwrap().known(machine, &neighbours);
+        let inventory = spoilt.machine.inspect().unwrap().known(Uuid::from_u128(1), &neighbours);
         let message = register(&inventory, &neighbours, PARTITION, &version, &tags).unwrap();
         prop_assert_eq!(broken_rules(&message), Vec::<String>::new());
         prop_assert!(!inventory.table(true).concat().chars().any(char::is_control));
-    }
+    });
+}
 
-    #[test]
-    fn no_answer_of_a_device_does_either(
+#[test]
+fn no_answer_of_a_device_does_either() {
+    let machine = Recorded::unpack("dell-like");
+    proptest!(cases(32), |(
         changes in prop::collection::vec((any::<prop::sample::Index>(), content()), 1..20),
-    ) {
-        let recorded = spoil("dell-like", "ask", &changes);
-        let message = register(&recorded.inspect().unwrap(), &[], PARTITION, VERSION, &[]).unwrap();
+    )| {
+        let spoilt = Spoilt::spoil(&machine, "ask", &changes);
+        let inventory = spoilt.machine.inspect().unwrap();
+        let message = register(&inventory, &[], PARTITION, VERSION, &[]).unwrap();
         prop_assert_eq!(broken_rules(&message), Vec::<String>::new());
-    }
+    });
 }

@@ -178,7 +178,7 @@ impl Inventory {
                 nic.name.clone(),
                 nic.mac.clone(),
                 nic.speed
-                    .map_or("no link".into(), |it| format!("{it} Mbit/s")),
+                    .map_or("speed ?".into(), |it| format!("{it} Mbit/s")),
                 nic.driver.clone(),
                 nic.bus.clone(),
                 words(&[

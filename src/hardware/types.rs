@@ -199,7 +199,7 @@ pub struct Port {
     pub name: String,
     /// The permanent address, `aa:bb:cc:dd:ee:ff`, lower case.
     pub mac: String,
-    /// Mbit/s; `null` while the link is down.
+    /// Mbit/s; `null` while the link is down, or where the driver does not know.
     pub speed: Option<u64>,
     /// The driver's name, or empty.
     pub driver: String,
