@@ -9,63 +9,9 @@ use std::process::Command;
 
 use support::disk::{Bus, Disk};
 use support::guest::{End, Machine, Start};
+use support::initrd::{built, newc};
 use support::media::{self, CONSOLE};
-use support::process::run;
 use support::root;
-
-/// Builds a target of this package and answers its executable (cargo is quick when it is built).
-fn built(kind: &str, name: &str) -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    // What cargo sets for a test it runs would count as a change to build scripts that look at it.
-    for (key, _) in std::env::vars() {
-        let ours = ["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&key.as_str());
-        if key.starts_with("CARGO") && !ours {
-            cargo.env_remove(key);
-        }
-    }
-    cargo.env_remove("LD_LIBRARY_PATH").current_dir(root());
-    cargo.args(["build", "--message-format=json-render-diagnostics"]);
-    let output = run(cargo.args([kind, name]));
-    output
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .unwrap_or_else(|| panic!("cargo built no {name}"))
-}
-
-/// An uncompressed newc archive of executables (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn newc(files: &[(&str, PathBuf)]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut entry = |name: &str, mode: u32, data: &[u8], inode: usize| {
-        let fields = [
-            inode as u32,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            data.len() as u32,
-            0,
-            0,
-            0,
-            0,
-            name.len() as u32 + 1,
-            0,
-        ];
-        let hex: String = fields.iter().map(|f| format!("{f:08x}")).collect();
-        out.extend_from_slice(format!("070701{hex}{name}\0").as_bytes());
-        out.resize(out.len().next_multiple_of(4), 0);
-        out.extend_from_slice(data);
-        out.resize(out.len().next_multiple_of(4), 0);
-    };
-    for (number, (name, path)) in files.iter().enumerate() {
-        let data = fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
-        entry(name, 0o100_755, &data, number + 1);
-    }
-    entry("TRAILER!!!", 0, &[], 0);
-    out
-}
 
 /// The media's initramfs followed by our own files: the kernel unpacks both, the later one wins.
 fn initrd(dir: &Path) -> PathBuf {
@@ -108,7 +54,7 @@ fn in_guest_tests_pass() {
         start,
         disks.to_vec(),
     );
-    machine.network = false;
+    machine.cards.clear();
     let mut guest = machine.power_on(Command::new("qemu-system-x86_64"), &dir);
     let exit = guest.wait_for("GUEST EXIT", 420);
     let text = guest.text();

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::nd_option::{DnsOption, DomainName, Lifetime};
 
-/// Entries kept of each kind. When there are more, the one that ends first goes
+/// Entries kept of each kind and link. When there are more, the one that ends first goes
 /// (RFC 8106 section 6.1).
 const KEPT: usize = 16;
 /// `MAXNS`, resolv.h: what a stub resolver reads.
@@ -20,24 +20,17 @@ const WRITTEN_DOMAINS: usize = 6;
 /// `search` lines of more than 256 characters were cut before glibc 2.26.
 const SEARCH_LINE: usize = 256;
 
-/// A DNS server; a link-local one only means something together with its link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    pub address: Ipv6Addr,
-    /// Interface index of a link-local address; 0 for every other, which is the same
-    /// server on whatever link it was announced.
-    pub index: u32,
-}
-
 /// What is valid at the moment, in the order in which it was learned.
 #[derive(Debug, Clone, Default)]
 pub struct Servers {
-    servers: Vec<Entry<Server>>,
+    servers: Vec<Entry<Ipv6Addr>>,
     domains: Vec<Entry<DomainName>>,
 }
 
 #[derive(Debug, Clone)]
 struct Entry<T> {
+    /// The link that it was learned on: another network may not know the same names.
+    index: u32,
     value: T,
     /// None: forever.
     until: Option<Instant>,
@@ -51,19 +44,14 @@ impl Servers {
             DnsOption::Servers { lifetime, servers } => {
                 let mut changed = false;
                 for address in servers {
-                    let index = if address.is_unicast_link_local() {
-                        index
-                    } else {
-                        0
-                    };
-                    changed |= learn(&mut self.servers, Server { address, index }, lifetime, now);
+                    changed |= learn(&mut self.servers, index, address, lifetime, now);
                 }
                 changed
             }
             DnsOption::Search { lifetime, domains } => {
                 let mut changed = false;
                 for domain in domains {
-                    changed |= learn(&mut self.domains, domain, lifetime, now);
+                    changed |= learn(&mut self.domains, index, domain, lifetime, now);
                 }
                 changed
             }
@@ -87,23 +75,49 @@ impl Servers {
         servers.chain(domains).min()
     }
 
+    /// The servers to ask through the link `index`: its own; when it has announced none,
+    /// those of other links, but for link-local ones.
+    #[must_use]
+    pub fn servers_for(&self, index: u32) -> Vec<Ipv6Addr> {
+        own_or_all(&self.servers, index, |address| {
+            !address.is_unicast_link_local()
+        })
+    }
+
+    /// The search list to use on the link `index`.
+    #[must_use]
+    pub fn domains_for(&self, index: u32) -> Vec<DomainName> {
+        own_or_all(&self.domains, index, |_| true)
+    }
+
     /// The text of resolv.conf; `zone` names a link by its index. Pure.
     #[must_use]
     pub fn render(&self, zone: impl Fn(u32) -> Option<String>) -> String {
         let mut text = String::from("# From router advertisements (RFC 8106).\n");
-        let servers = self.servers.iter().filter_map(|entry| {
-            let Server { address, index } = entry.value;
-            match index {
-                0 => Some(address.to_string()),
-                _ => Some(format!("{address}%{}", zone(index)?)),
+        let mut servers = Vec::new();
+        for Entry { index, value, .. } in &self.servers {
+            let server = if value.is_unicast_link_local() {
+                let Some(zone) = zone(*index) else { continue };
+                format!("{value}%{zone}")
+            } else {
+                value.to_string()
+            };
+            if !servers.contains(&server) && servers.len() < WRITTEN_SERVERS {
+                servers.push(server);
             }
-        });
-        for server in servers.take(WRITTEN_SERVERS) {
+        }
+        for server in servers {
             let _ = writeln!(text, "nameserver {server}");
         }
         let mut search = String::from("search");
-        for entry in self.domains.iter().take(WRITTEN_DOMAINS) {
-            let domain = entry.value.to_string();
+        let mut domains = Vec::new();
+        for Entry { value, .. } in &self.domains {
+            if !domains.contains(value) && domains.len() < WRITTEN_DOMAINS {
+                domains.push(value.clone());
+            }
+        }
+        for domain in domains {
+            let domain = domain.to_string();
             if search.len() + 1 + domain.len() <= SEARCH_LINE {
                 search.push(' ');
                 search.push_str(&domain);
@@ -117,13 +131,34 @@ impl Servers {
     }
 }
 
+fn own_or_all<T: Clone + PartialEq>(
+    entries: &[Entry<T>],
+    index: u32,
+    elsewhere: impl Fn(&T) -> bool,
+) -> Vec<T> {
+    let own = entries.iter().filter(|entry| entry.index == index);
+    let own: Vec<_> = own.map(|entry| entry.value.clone()).collect();
+    if !own.is_empty() {
+        return own;
+    }
+    let mut all = Vec::new();
+    for Entry { value, .. } in entries {
+        if elsewhere(value) && !all.contains(value) {
+            all.push(value.clone());
+        }
+    }
+    all
+}
+
 fn learn<T: PartialEq>(
     entries: &mut Vec<Entry<T>>,
+    index: u32,
     value: T,
     lifetime: Lifetime,
     now: Instant,
 ) -> bool {
-    let position = entries.iter().position(|entry| entry.value == value);
+    let known = |entry: &Entry<T>| entry.value == value && entry.index == index;
+    let position = entries.iter().position(known);
     let until = match lifetime {
         Lifetime::For(time) if time.is_zero() => {
             return position.map(|at| entries.remove(at)).is_some();
@@ -135,12 +170,20 @@ fn learn<T: PartialEq>(
         entry.until = until;
         return false;
     }
-    if entries.len() >= KEPT {
-        let ends = |entry: &Entry<T>| (entry.until.is_none(), entry.until);
-        let first = (0..entries.len()).min_by_key(|at| entries.get(*at).map(ends));
+    let own = || {
+        let numbered = entries.iter().enumerate();
+        numbered.filter(|(_, entry)| entry.index == index)
+    };
+    if own().count() >= KEPT {
+        let ends = |(_, entry): &(usize, &Entry<T>)| (entry.until.is_none(), entry.until);
+        let first = own().min_by_key(ends).map(|(at, _)| at);
         first.map(|at| entries.remove(at));
     }
-    entries.push(Entry { value, until });
+    entries.push(Entry {
+        index,
+        value,
+        until,
+    });
     true
 }
 
@@ -204,7 +247,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(render(&servers), "");
         assert!(servers.learn(2, rdnss(seconds(60), &["fe80::1", "2001:db8::53"]), now));
-        assert!(!servers.learn(3, rdnss(seconds(60), &["2001:db8::53"]), now));
+        assert!(servers.learn(3, rdnss(seconds(60), &["2001:db8::53"]), now));
         assert!(servers.learn(3, rdnss(seconds(60), &["fe80::1"]), now));
         let more = rdnss(Lifetime::Forever, &["2001:db8::54", "2001:db8::55"]);
         assert!(servers.learn(2, more, now));
@@ -213,6 +256,24 @@ mod tests {
             render(&servers),
             "nameserver fe80::1%eth0\nnameserver 2001:db8::53\nnameserver 2001:db8::54\n"
         );
+    }
+
+    #[test]
+    fn each_link_asks_its_own_servers_first() {
+        let mut servers = Servers::default();
+        let now = Instant::now();
+        servers.learn(2, rdnss(seconds(60), &["fe80::1", "2001:db8::53"]), now);
+        servers.learn(3, rdnss(seconds(60), &["2001:db8:1::53"]), now);
+        servers.learn(2, domains(&["lab.example".to_owned()]), now);
+        let texts =
+            |list: Vec<Ipv6Addr>| -> Vec<String> { list.iter().map(ToString::to_string).collect() };
+        assert_eq!(texts(servers.servers_for(2)), ["fe80::1", "2001:db8::53"]);
+        assert_eq!(texts(servers.servers_for(3)), ["2001:db8:1::53"]);
+        assert_eq!(
+            texts(servers.servers_for(4)),
+            ["2001:db8::53", "2001:db8:1::53"]
+        );
+        assert_eq!(servers.domains_for(3), servers.domains_for(2));
     }
 
     #[test]

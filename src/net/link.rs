@@ -9,13 +9,12 @@ use std::net::Ipv6Addr;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope,
 };
-use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, Inet6IfaceFlags, LinkAttribute, LinkFlags, LinkLayerType,
-    LinkMessage,
-};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::advert::Advertisement;
+use super::device::Device;
 use super::mac::MacAddress;
 
 /// Routers and duplicate addresses remembered per link. The kernel itself bounds the
@@ -30,15 +29,16 @@ pub struct Link {
     pub name: String,
     /// The permanent address where the driver tells it, else the current one.
     pub mac: MacAddress,
+    /// Where its hardware sits.
+    pub device: Device,
     /// Administratively up (`IFF_UP`).
     pub up: bool,
     /// The other end is there (`IFF_LOWER_UP`).
     pub carrier: bool,
     /// Bytes.
     pub mtu: u32,
-    /// A router advertisement has come in since the link went up (`IF_RA_RCVD`). The
-    /// kernel sends no event for it: true means yes, false means not known to have.
-    pub advertised: bool,
+    /// What each router said last, default router or not.
+    pub advertisements: BTreeMap<Ipv6Addr, Advertisement>,
     /// Default routers learned from router advertisements.
     pub routers: BTreeSet<Ipv6Addr>,
     pub addresses: BTreeMap<Ipv6Addr, Address>,
@@ -94,6 +94,20 @@ impl Address {
     }
 }
 
+impl Link {
+    /// Whether this is the USB card of a BMC, which ranks behind every real one.
+    #[must_use]
+    pub fn is_bmc(&self) -> bool {
+        self.device.is_bmc(self.mac)
+    }
+
+    /// Whether a conversation can start from this link.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        self.carrier && self.addresses.values().any(Address::usable)
+    }
+}
+
 /// An address that a conversation can start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsableAddress {
@@ -130,8 +144,18 @@ pub enum Event {
     Usable(UsableAddress),
     /// Duplicate address detection failed; said once for each address.
     Duplicate {
+        index: u32,
         link: String,
         address: Ipv6Addr,
+    },
+    Renamed {
+        index: u32,
+        before: String,
+    },
+    /// A router's first advertisement, or one that says something else than before.
+    Advertised {
+        link: String,
+        router: Ipv6Addr,
     },
     Router {
         link: String,
@@ -146,15 +170,15 @@ pub struct Table {
 }
 
 impl Table {
-    /// Takes in one message of the kernel; `physical` says whether the link of that name
-    /// has hardware under it. Messages about other links change nothing.
+    /// Takes in one message of the kernel; `device` finds the hardware under the link of
+    /// that name. Messages about links without any change nothing.
     pub fn apply(
         &mut self,
         message: &RouteNetlinkMessage,
-        physical: impl Fn(&str) -> bool,
+        device: impl Fn(&str) -> Option<Device>,
     ) -> Vec<Event> {
         match message {
-            RouteNetlinkMessage::NewLink(link) => self.new_link(link, physical),
+            RouteNetlinkMessage::NewLink(link) => self.new_link(link, device),
             RouteNetlinkMessage::DelLink(link) => self.del_link(link),
             RouteNetlinkMessage::NewAddress(address) => self.new_address(address),
             RouteNetlinkMessage::DelAddress(address) => self.del_address(address),
@@ -188,13 +212,36 @@ impl Table {
         }
     }
 
-    /// The first usable address, lowest link index first.
+    /// The first usable address: of a real card before a BMC's, lowest link index first.
     #[must_use]
     pub fn usable(&self) -> Option<UsableAddress> {
-        self.links().find_map(|link| {
+        let mut links: Vec<_> = self.links().collect();
+        links.sort_by_key(|link| link.is_bmc());
+        links.into_iter().find_map(|link| {
             let (address, details) = link.addresses.iter().find(|(_, a)| a.usable())?;
             Some(usable(link, *address, *details))
         })
+    }
+
+    /// Takes in what a router of a link said.
+    pub fn advertised(
+        &mut self,
+        index: u32,
+        router: Ipv6Addr,
+        advertisement: Advertisement,
+    ) -> Vec<Event> {
+        let Some(link) = self.links.get_mut(&index) else {
+            return Vec::new();
+        };
+        let known = link.advertisements.get(&router);
+        if known == Some(&advertisement)
+            || (known.is_none() && link.advertisements.len() >= REMEMBERED)
+        {
+            return Vec::new();
+        }
+        link.advertisements.insert(router, advertisement);
+        let link = link.name.clone();
+        vec![Event::Advertised { link, router }]
     }
 
     /// Forgets what a new dump will tell again, after events were lost.
@@ -211,7 +258,11 @@ impl Table {
         self.links.retain(|index, _| present.contains(index));
     }
 
-    fn new_link(&mut self, message: &LinkMessage, physical: impl Fn(&str) -> bool) -> Vec<Event> {
+    fn new_link(
+        &mut self,
+        message: &LinkMessage,
+        device: impl Fn(&str) -> Option<Device>,
+    ) -> Vec<Event> {
         let header = &message.header;
         // Bridges and IPv6 send NEWLINK and DELLINK of their own family about links that
         // neither appear nor go.
@@ -221,51 +272,69 @@ impl Table {
             return Vec::new();
         }
         let (mut name, mut current, mut permanent) = (None, None, None);
-        let (mut mtu, mut advertised) = (0, false);
+        let mut mtu = 0;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = Some(text),
                 LinkAttribute::Address(bytes) => current = MacAddress::from_bytes(bytes),
                 LinkAttribute::PermAddress(bytes) => permanent = MacAddress::from_bytes(bytes),
                 LinkAttribute::Mtu(bytes) => mtu = *bytes,
-                LinkAttribute::AfSpecUnspec(families) => advertised = router_advertised(families),
                 _ => {}
             }
         }
         let (Some(name), Some(mac)) = (name, permanent.or(current)) else {
             return Vec::new();
         };
-        let known = self.links.get(&header.index);
-        if known.is_none() && !physical(name) {
-            return Vec::new();
-        }
         let carrier = header.flags.contains(LinkFlags::LowerUp);
         let mut events = Vec::new();
-        if known.is_none() {
-            events.push(Event::Appeared {
-                index: header.index,
-            });
-        }
-        if known.map_or(carrier, |link| link.carrier != carrier) {
-            events.push(Event::Carrier {
-                link: name.clone(),
-                present: carrier,
-            });
-        }
-        let before = self.links.remove(&header.index);
-        let (routers, addresses, problem) = before.map_or_else(Default::default, |link| {
-            (link.routers, link.addresses, link.problem)
-        });
+        let (routers, advertisements, addresses, problem, device) =
+            if let Some(before) = self.links.remove(&header.index) {
+                if before.name != *name {
+                    events.push(Event::Renamed {
+                        index: header.index,
+                        before: before.name,
+                    });
+                }
+                if before.carrier != carrier {
+                    events.push(Event::Carrier {
+                        link: name.clone(),
+                        present: carrier,
+                    });
+                }
+                (
+                    before.routers,
+                    before.advertisements,
+                    before.addresses,
+                    before.problem,
+                    before.device,
+                )
+            } else {
+                let Some(device) = device(name) else {
+                    return Vec::new();
+                };
+                events.push(Event::Appeared {
+                    index: header.index,
+                });
+                if carrier {
+                    events.push(Event::Carrier {
+                        link: name.clone(),
+                        present: true,
+                    });
+                }
+                let nothing = Default::default();
+                (nothing, BTreeMap::new(), BTreeMap::new(), None, device)
+            };
         self.links.insert(
             header.index,
             Link {
                 index: header.index,
                 name: name.clone(),
                 mac,
+                device,
                 up: header.flags.contains(LinkFlags::Up),
                 carrier,
                 mtu,
-                advertised,
+                advertisements,
                 routers,
                 addresses,
                 problem,
@@ -367,6 +436,7 @@ fn duplicate(link: &mut Link, address: Ipv6Addr, details: Address) -> Vec<Event>
     }
     link.addresses.insert(address, details);
     vec![Event::Duplicate {
+        index: link.index,
         link: link.name.clone(),
         address,
     }]
@@ -429,16 +499,6 @@ fn default_router(message: &RouteMessage) -> Option<(u32, Ipv6Addr)> {
         }
     }
     index.zip(gateway)
-}
-
-fn router_advertised(families: &[AfSpecUnspec]) -> bool {
-    families.iter().any(|family| match family {
-        AfSpecUnspec::Inet6(attributes) => attributes.iter().any(|attribute| {
-            matches!(attribute, AfSpecInet6::Flags(flags)
-                if flags.contains(Inet6IfaceFlags::RaRcvd))
-        }),
-        _ => false,
-    })
 }
 
 #[cfg(test)]

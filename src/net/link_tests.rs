@@ -59,8 +59,11 @@ fn route(gateway: &str, protocol: RouteProtocol, length: u8) -> RouteMessage {
     message
 }
 
-fn hardware(name: &str) -> bool {
-    name.starts_with("eth")
+fn hardware(name: &str) -> Option<Device> {
+    name.starts_with("eth").then(|| Device {
+        bus_path: "pci0000:00/0000:00:03.0/virtio0".into(),
+        driver: "virtio_net".into(),
+    })
 }
 
 fn with_eth0() -> Table {
@@ -108,9 +111,14 @@ fn a_link_keeps_its_addresses_through_carrier_changes_and_renames() {
         carrier("eth0", false)
     );
     assert_eq!(new_link(&mut table, link(2, "eth0", UP)), []);
+    let renamed = Event::Renamed {
+        index: 2,
+        before: "eth0".to_owned(),
+    };
+    let [carrier] = carrier("uplink", true);
     assert_eq!(
         new_link(&mut table, link(2, "uplink", UP | CARRIER)),
-        carrier("uplink", true)
+        [renamed, carrier]
     );
     let after = table.get(2).unwrap();
     assert_eq!(
@@ -185,6 +193,7 @@ fn detection_ends_and_the_address_is_usable_once() {
 fn a_duplicate_is_said_once_and_remembered() {
     let mut table = with_eth0();
     let said = [Event::Duplicate {
+        index: 2,
         link: "eth0".to_owned(),
         address: "2001:db8::1".parse().unwrap(),
     }];
@@ -241,17 +250,50 @@ fn routers_are_default_routes_of_advertisements() {
 }
 
 #[test]
-fn a_received_advertisement_shows_in_the_links_flags() {
-    let mut message = link(2, "eth0", UP | CARRIER);
-    let flags = AfSpecInet6::Flags(Inet6IfaceFlags::RsSent | Inet6IfaceFlags::RaRcvd);
-    let families = vec![AfSpecUnspec::Inet6(vec![flags])];
-    message
-        .attributes
-        .push(LinkAttribute::AfSpecUnspec(families));
+fn what_routers_say_is_kept_and_bounded() {
     let mut table = with_eth0();
-    assert!(!table.get(2).unwrap().advertised);
-    new_link(&mut table, message);
-    assert!(table.get(2).unwrap().advertised);
+    let said = |lifetime| Advertisement {
+        router_lifetime: lifetime,
+        managed: false,
+        other: false,
+        mtu: None,
+        prefixes: Vec::new(),
+        dns: false,
+    };
+    let router: Ipv6Addr = "fe80::1".parse().unwrap();
+    let event = [Event::Advertised {
+        link: "eth0".to_owned(),
+        router,
+    }];
+    assert_eq!(table.advertised(2, router, said(60)), event);
+    assert_eq!(table.advertised(2, router, said(60)), []);
+    assert_eq!(table.advertised(9, router, said(60)), []);
+    for number in 2..100 {
+        table.advertised(2, Ipv6Addr::from(number), said(60));
+    }
+    assert_eq!(table.advertised(2, router, said(0)), event, "a known one");
+    let kept = &table.get(2).unwrap().advertisements;
+    assert_eq!((kept.len(), kept[&router].router_lifetime), (REMEMBERED, 0));
+}
+
+#[test]
+fn a_real_card_comes_before_a_bmcs() {
+    let mut table = Table::default();
+    let usb = |_: &str| {
+        Some(Device {
+            bus_path: "pci0000:00/0000:00:14.0/usb1/1-2/1-2:1.0".into(),
+            driver: "cdc_ether".into(),
+        })
+    };
+    let bmc = RouteNetlinkMessage::NewLink(link(1, "usb0", UP | CARRIER));
+    table.apply(&bmc, usb);
+    let mut first = address("2001:db8::1", 0);
+    first.header.index = 1;
+    table.apply(&RouteNetlinkMessage::NewAddress(first), hardware);
+    assert_eq!(table.usable().unwrap().link, "usb0");
+    new_link(&mut table, link(2, "eth0", UP | CARRIER));
+    new_address(&mut table, "2001:db8::2", 0);
+    assert_eq!(table.usable().unwrap().link, "eth0");
 }
 
 #[test]

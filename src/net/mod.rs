@@ -4,17 +4,24 @@
 //! The kernel does SLAAC; this module sets it up before a link goes up, watches it by
 //! netlink events, and says what is missing when no address comes.
 
+pub mod advert;
+pub mod device;
 pub mod dns;
+mod icmp;
 pub mod link;
 pub mod lldp;
 pub mod mac;
 mod monitor;
+pub mod names;
 pub mod nd_option;
+pub mod path;
+mod race;
 pub mod report;
 mod resolver;
 pub mod sysctl;
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,9 +30,9 @@ use tokio::time::timeout;
 
 pub use link::{Link, UsableAddress};
 pub use mac::MacAddress;
-
-/// How long the last look at the links may take before a failure is reported.
-const LAST_LOOK: Duration = Duration::from_secs(2);
+use names::Names;
+pub use path::{Path, Target};
+pub use sysctl::Addressing;
 
 /// How the network is brought up. The defaults are what the installer uses.
 #[derive(Debug, Clone)]
@@ -42,6 +49,10 @@ pub struct Options {
     /// Milliseconds; how long duplicate address detection waits for an answer
     /// (RetransTimer, RFC 4861). A router advertisement that names one overrides it.
     pub retransmit_ms: u32,
+    pub addressing: Addressing,
+    /// What stable-privacy addresses are made with where EUI-64 met a duplicate: any number,
+    /// as long as it is the same in every boot of this machine.
+    pub secret: Ipv6Addr,
 }
 
 impl Default for Options {
@@ -52,6 +63,8 @@ impl Default for Options {
             resolv_conf: "/etc/resolv.conf".into(),
             mtu: Some(9000),
             retransmit_ms: 200,
+            addressing: Addressing::Eui64,
+            secret: Ipv6Addr::LOCALHOST,
         }
     }
 }
@@ -73,12 +86,18 @@ pub enum Error {
     },
     #[error("no usable IPv6 address after {} s:{report}", waited.as_secs())]
     NoAddress { waited: Duration, report: String },
+    #[error("{target} was not reached over any link within {} s:{report}", waited.as_secs())]
+    NoPath {
+        target: String,
+        waited: Duration,
+        report: String,
+    },
 }
 
 /// The running network. Dropping it stops the watching; links and addresses stay.
 pub struct Network {
-    monitor: monitor::Monitor,
     links: watch::Receiver<link::Table>,
+    servers: watch::Receiver<dns::Servers>,
     _tasks: Vec<monitor::Task>,
 }
 
@@ -95,7 +114,9 @@ pub async fn bring_up(options: &Options) -> Result<Network, Error> {
         source,
     })?;
     let (monitor, mut tasks) = monitor::Monitor::start(options).await?;
+    let (published, servers) = watch::channel(dns::Servers::default());
     let resolver = resolver::Resolver {
+        published,
         socket,
         links: monitor.subscribe(),
         resolv_conf: options.resolv_conf.clone(),
@@ -103,7 +124,7 @@ pub async fn bring_up(options: &Options) -> Result<Network, Error> {
     tasks.push(tokio::spawn(resolver.run()).into());
     Ok(Network {
         links: monitor.subscribe(),
-        monitor,
+        servers,
         _tasks: tasks,
     })
 }
@@ -123,17 +144,20 @@ impl Network {
         {
             return Ok(address);
         }
-        // Whether an advertisement came in at all is no event: ask once more. If the
-        // kernel does not answer, the report shows what was known before.
-        let _ = timeout(LAST_LOOK, self.monitor.look()).await;
         let table = self.links.borrow();
         match table.usable() {
             Some(address) => Ok(address),
             None => Err(Error::NoAddress {
                 waited: limit,
-                report: report::describe(table.links()),
+                report: report::describe(table.links(), &report::Tried::new()),
             }),
         }
+    }
+
+    /// Resolves names through a link.
+    #[must_use]
+    pub fn names(&self, index: u32, link: &str) -> Names {
+        Names::new(index, link, self.servers.clone())
     }
 
     /// The physical links as they are now.

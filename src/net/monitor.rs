@@ -5,20 +5,29 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use super::device::Device;
+use super::icmp::Icmp;
 use super::link::{Event, Link, Table};
-use super::{Error, Options, sysctl};
+use super::sysctl::{self, Addressing, Settings};
+use super::{Error, Options, advert};
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`, net/flow.h).
 const LOOPBACK: u32 = 1;
+
+/// Solicitations after a duplicate, and the time between them.
+const SOLICITATIONS: u32 = 10;
+const SOLICIT_AGAIN: Duration = Duration::from_secs(2);
 
 /// Sends requests and applies answers and events.
 #[derive(Clone)]
@@ -28,10 +37,10 @@ pub(super) struct Monitor {
     sys_root: PathBuf,
     proc_root: PathBuf,
     mtu: Option<u32>,
-    retransmit_ms: u32,
-    /// Asks the task for a [`Self::refresh`]. Only one task reads and applies, so that no
-    /// answer is applied after an event that is newer.
-    looks: mpsc::Sender<oneshot::Sender<()>>,
+    settings: Settings,
+    /// Addressing for links on which EUI-64 met a duplicate.
+    fallback: Addressing,
+    icmp: Arc<Icmp>,
 }
 
 /// Aborts a task when dropped.
@@ -69,17 +78,24 @@ impl Monitor {
             Task::from(tokio::spawn(connection)),
             Task::from(tokio::spawn(listener)),
         ];
-        let (looks, asked) = mpsc::channel(1);
+        let icmp = Icmp::open().map_err(|source| Error::Socket {
+            what: "ICMPv6",
+            source,
+        })?;
         let monitor = Self {
-            looks,
             requests,
             table: Arc::new(watch::Sender::new(Table::default())),
             sys_root: options.sys_root.clone(),
             proc_root: options.proc_root.clone(),
             mtu: options.mtu,
-            retransmit_ms: options.retransmit_ms,
+            settings: Settings {
+                addressing: options.addressing,
+                retransmit_ms: options.retransmit_ms,
+            },
+            fallback: Addressing::StablePrivacy(options.secret),
+            icmp: Arc::new(icmp),
         };
-        match sysctl::apply(&monitor.proc_root, "default", monitor.retransmit_ms) {
+        match sysctl::apply(&monitor.proc_root, "default", monitor.settings) {
             Err(error @ sysctl::Error::NoIpv6 { .. }) => return Err(error.into()),
             // Each link gets all settings once more when it appears. A namespace other
             // than the first has no neigh/default.
@@ -95,21 +111,15 @@ impl Monitor {
         tasks.push(Task::from(tokio::spawn(async move {
             // The events end when their handle is dropped.
             let _listening = listening;
-            keeper.run(events.map(|(message, _)| message), asked).await;
+            keeper.run(events.map(|(message, _)| message)).await;
         })));
+        let hearer = monitor.clone();
+        tasks.push(Task::from(tokio::spawn(async move { hearer.hear().await })));
         Ok((monitor, tasks))
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Table> {
         self.table.subscribe()
-    }
-
-    /// Has everything read anew, for what the kernel sends no events about.
-    pub(super) async fn look(&self) {
-        let (done, answer) = oneshot::channel();
-        if self.looks.send(done).await.is_ok() {
-            let _ = answer.await;
-        }
     }
 
     /// Reads links, addresses and routes anew, and brings up links that are new.
@@ -152,7 +162,7 @@ impl Monitor {
             table.forget_state();
             table.retain_links(&present);
             for message in &messages {
-                events.extend(table.apply(message, |name| self.physical(name)));
+                events.extend(table.apply(message, |name| self.device(name)));
             }
             if before != Table::default() {
                 // The rest is no news.
@@ -167,31 +177,49 @@ impl Monitor {
     async fn run(
         &self,
         mut messages: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin,
-        mut asked: mpsc::Receiver<oneshot::Sender<()>>,
     ) {
-        loop {
-            tokio::select! {
-                message = messages.next() => match message.map(|message| message.payload) {
-                    Some(NetlinkPayload::InnerMessage(message)) => self.apply(&message).await,
-                    Some(NetlinkPayload::Overrun(_)) => {
-                        warn!("netlink events were lost: reading links, addresses and routes anew");
-                        self.refresh_or_warn().await;
+        while let Some(message) = messages.next().await {
+            match message.payload {
+                NetlinkPayload::InnerMessage(message) => self.apply(&message).await,
+                NetlinkPayload::Overrun(_) => {
+                    warn!("netlink events were lost: reading links, addresses and routes anew");
+                    if let Err(error) = self.refresh().await {
+                        warn!("{error}");
                     }
-                    Some(_) => {}
-                    None => break,
-                },
-                Some(done) = asked.recv() => {
-                    self.refresh_or_warn().await;
-                    let _ = done.send(());
                 }
+                _ => {}
             }
         }
         warn!("the kernel's netlink events have ended: changes of links go unnoticed");
     }
 
-    async fn refresh_or_warn(&self) {
-        if let Err(error) = self.refresh().await {
-            warn!("{error}");
+    /// Notes what routers say, for the report.
+    async fn hear(&self) {
+        let mut refused = None;
+        loop {
+            let (index, router, message) = match self.icmp.receive().await {
+                Ok(received) => received,
+                Err(error) => {
+                    warn!("router advertisements go unnoticed from now on: {error}");
+                    return;
+                }
+            };
+            match advert::parse(&message) {
+                Ok(advertisement) => {
+                    let mut events = Vec::new();
+                    self.table.send_if_modified(|table| {
+                        events = table.advertised(index, router, advertisement);
+                        !events.is_empty()
+                    });
+                    self.act(events).await;
+                }
+                // The same router says it again every few seconds: once is enough.
+                Err(error) if refused != Some(error) => {
+                    warn!("advertisement of {router} ignored: {error}");
+                    refused = Some(error);
+                }
+                Err(_) => {}
+            }
         }
     }
 
@@ -199,7 +227,7 @@ impl Monitor {
         let mut events = Vec::new();
         self.table.send_if_modified(|table| {
             let before = table.clone();
-            events = table.apply(message, |name| self.physical(name));
+            events = table.apply(message, |name| self.device(name));
             *table != before
         });
         self.act(events).await;
@@ -225,10 +253,28 @@ impl Monitor {
                     present: false,
                 } => info!("{link}: no carrier"),
                 Event::Usable(address) => info!("{address}: usable"),
-                Event::Duplicate { link, address } => warn!(
-                    "{link}: {address} is a duplicate: another host on this link uses it; \
-                     look for a second device with the same MAC address"
-                ),
+                Event::Duplicate {
+                    index,
+                    link,
+                    address,
+                } => {
+                    warn!(
+                        "{link}: {address} is a duplicate: another host on this link uses it; \
+                         look for a second device with the same MAC address"
+                    );
+                    self.readdress(index);
+                }
+                Event::Renamed { index, before } => {
+                    let link = self.table.borrow().get(index).cloned();
+                    if let Some(link) = link {
+                        info!("{before} is called {} now", link.name);
+                        // The first settings may have gone to a name that was gone by then.
+                        self.configure(&link);
+                    }
+                }
+                Event::Advertised { link, router } => {
+                    debug!("{link}: advertisement of {router}");
+                }
                 Event::Router { link, router } => info!("{link}: router {router}"),
             }
         }
@@ -237,11 +283,11 @@ impl Monitor {
     /// Settings, MTU, then up. A link that does not come up is a line in the log and in
     /// the report; the others may do.
     async fn bring_up(&self, link: &Link) {
-        info!("{}: {} appeared, bringing it up", link.name, link.mac);
-        if let Err(error) = sysctl::apply(&self.proc_root, &link.name, self.retransmit_ms) {
-            warn!("{}: {error}", link.name);
-            self.note(link, error.to_string());
-        }
+        info!(
+            "{}: {} at {} ({}) appeared, bringing it up",
+            link.name, link.mac, link.device.bus_path, link.device.driver
+        );
+        self.configure(link);
         if let Some(mtu) = self.mtu.filter(|mtu| *mtu != link.mtu) {
             let message = LinkUnspec::new_with_index(link.index).mtu(mtu).build();
             if let Err(error) = self.requests.link().change(message).execute().await {
@@ -258,16 +304,52 @@ impl Monitor {
         }
     }
 
+    fn configure(&self, link: &Link) {
+        if let Err(error) = sysctl::apply(&self.proc_root, &link.name, self.settings) {
+            warn!("{}: {error}", link.name);
+            self.note(link, error.to_string());
+        }
+    }
+
+    /// Gives a link without any other address a second chance: by EUI-64 the kernel would make
+    /// the same duplicate again and again.
+    fn readdress(&self, index: u32) {
+        if self.settings.addressing != Addressing::Eui64 {
+            return;
+        }
+        let link = self.table.borrow().get(index).cloned();
+        let Some(link) = link.filter(|link| !link.usable()) else {
+            return;
+        };
+        match sysctl::reapply(&self.proc_root, &link.name, self.fallback) {
+            Ok(()) => info!("{}: trying a stable-privacy address instead", link.name),
+            Err(error) => {
+                warn!("{}: cannot have another address: {error}", link.name);
+                return;
+            }
+        }
+        // The routers have answered the kernel's solicitations already; it sends no more.
+        let (icmp, mut table) = (Arc::clone(&self.icmp), self.subscribe());
+        tokio::spawn(async move {
+            for _ in 0..SOLICITATIONS {
+                if let Err(error) = icmp.solicit(index) {
+                    debug!("{}: cannot solicit: {error}", link.name);
+                }
+                let done = |table: &Table| table.get(index).is_none_or(Link::usable);
+                if timeout(SOLICIT_AGAIN, table.wait_for(done)).await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+
     fn note(&self, link: &Link, problem: String) {
         self.table
             .send_modify(|table| table.set_problem(link.index, problem));
     }
 
-    /// Hardware has a bus device; bridges, tunnels and VLANs have none.
-    fn physical(&self, name: &str) -> bool {
-        let class = self.sys_root.join("class/net");
-        // `exists` follows the link: a dangling one is no device either.
-        class.join(name).join("device").exists()
+    fn device(&self, name: &str) -> Option<Device> {
+        Device::read(&self.sys_root, name)
     }
 }
 

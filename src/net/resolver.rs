@@ -19,6 +19,8 @@ pub(super) struct Resolver {
     pub(super) socket: TokioSocket,
     pub(super) links: watch::Receiver<Table>,
     pub(super) resolv_conf: PathBuf,
+    /// Told of every change, for those who resolve names here.
+    pub(super) published: watch::Sender<Servers>,
 }
 
 impl Resolver {
@@ -36,13 +38,14 @@ impl Resolver {
                     None => std::future::pending().await,
                 }
             };
+            let mut changed = false;
             tokio::select! {
                 received = self.socket.recv_from_full() => match received {
                     // Port 0 is the kernel.
                     Ok((datagram, sender)) if sender.port_number() == 0 => {
                         for result in nd_option::parse_datagram(&datagram) {
                             match result {
-                                Ok(options) => self.learn(&mut servers, options),
+                                Ok(options) => changed |= self.learn(&mut servers, options),
                                 // The same advertisement comes every few seconds: say it once.
                                 Err(error) if refused.as_ref() != Some(&error) => {
                                     warn!("DNS option of a router advertisement ignored: {error}");
@@ -61,21 +64,26 @@ impl Resolver {
                     }
                 },
                 () = expired => {
-                    servers.expire(Instant::now());
+                    changed |= servers.expire(Instant::now());
                 }
+            }
+            if changed {
+                self.published.send_replace(servers.clone());
             }
             self.publish(&servers, &mut written);
         }
     }
 
-    fn learn(&self, servers: &mut Servers, options: nd_option::Options) {
+    fn learn(&self, servers: &mut Servers, options: nd_option::Options) -> bool {
         // Links without hardware are not ours to listen to.
         if self.links.borrow().get(options.index).is_none() {
-            return;
+            return false;
         }
+        let mut changed = false;
         for option in options.options {
-            servers.learn(options.index, option, Instant::now());
+            changed |= servers.learn(options.index, option, Instant::now());
         }
+        changed
     }
 
     fn publish(&self, servers: &Servers, written: &mut String) {

@@ -130,7 +130,7 @@ pub fn crash_of_image(name: &str, image: &Image, wanted: &[&str]) {
     // What the firmware finds afterwards: nothing to boot. 40 s are enough for OVMF to give up.
     let mut after = bed.machine(Start::Disks, machine.disks.clone());
     after.name = "after".to_owned();
-    after.network = false;
+    after.cards.clear();
     let mut second = bed.power_on(&after);
     let said = second.wait_for_any(
         &[

@@ -71,8 +71,10 @@ pub struct Machine {
     pub memory: u32,
     /// An order for the firmware (`bootindex`); `None`: its own BootOrder rules.
     pub order: Option<Order>,
-    /// The two network cards; without, the guest has none.
-    pub network: bool,
+    /// UEFI: without, QEMU's own BIOS starts the kernel, 3 s sooner.
+    pub firmware: bool,
+    /// The network cards, one on each leaf in turn, by QEMU device (`virtio-net-pci`).
+    pub cards: Vec<&'static str>,
     /// More QEMU arguments.
     pub extra: Vec<String>,
     /// Name of the log files (`NAME.console`, `NAME.qemu`).
@@ -91,7 +93,8 @@ impl Machine {
             vars: dir.join("vars.fd"),
             memory: 1024,
             order: None,
-            network: true,
+            firmware: true,
+            cards: vec!["virtio-net-pci"; LEAVES.len()],
             extra: Vec::new(),
             name: "guest".to_owned(),
             show: None,
@@ -107,7 +110,7 @@ impl Machine {
 
     /// Power-on: runs QEMU by `base` (a command inside the namespace, or QEMU itself).
     pub fn power_on(&self, mut base: Command, dir: &Path) -> Guest {
-        if !self.vars.exists() {
+        if self.firmware && !self.vars.exists() {
             std::fs::copy(OVMF_VARS, &self.vars)
                 .unwrap_or_else(|e| panic!("copy {OVMF_VARS} (package ovmf): {e}"));
         }
@@ -164,26 +167,34 @@ impl Machine {
         a("-action reboot=shutdown,watchdog=reset");
         a("-chardev stdio,id=serial,signal=off -serial chardev:serial");
         a(&format!("-qmp unix:{},server=on,wait=off", qmp.display()));
-        a(&format!(
-            "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
-        ));
-        a(&format!(
-            "-drive if=pflash,format=raw,unit=1,file={}",
-            self.vars.display()
-        ));
+        if self.firmware {
+            a(&format!(
+                "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
+            ));
+            a(&format!(
+                "-drive if=pflash,format=raw,unit=1,file={}",
+                self.vars.display()
+            ));
+        }
         a("-device virtio-rng-pci");
-        if self.network {
-            for (number, leaf) in LEAVES.iter().enumerate() {
-                let mac = self.mac(number);
-                a(&format!(
-                    "-netdev tap,id=net{number},ifname={},script=no,downscript=no",
-                    leaf.tap
-                ));
-                // No option ROM: OVMF would try to boot from the network.
-                a(&format!(
-                    "-device virtio-net-pci,netdev=net{number},mac={mac},romfile="
-                ));
-            }
+        if self.cards.iter().any(|card| card.starts_with("usb")) {
+            a("-device qemu-xhci,id=cards");
+        }
+        for (number, (card, leaf)) in self.cards.iter().zip(&LEAVES).enumerate() {
+            let mac = self.mac(number);
+            a(&format!(
+                "-netdev tap,id=net{number},ifname={},script=no,downscript=no",
+                leaf.tap
+            ));
+            // No option ROM: OVMF would try to boot from the network. USB devices have none.
+            let rom = if card.starts_with("usb") {
+                ""
+            } else {
+                ",romfile="
+            };
+            a(&format!(
+                "-device {card},id=card{number},netdev=net{number},mac={mac}{rom}"
+            ));
         }
         if self.disks.iter().any(|d| d.bus == Bus::Scsi)
             || matches!(self.start, Start::Iso(_, Media::ScsiCd))
@@ -331,6 +342,21 @@ impl Guest {
     pub fn power_cut(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Plugs the cable of network card `number` in or out.
+    pub fn set_cable(&self, number: usize, plugged: bool) {
+        self.control(
+            "set_link",
+            json!({"name": format!("card{number}"), "up": plugged}),
+        );
+    }
+
+    /// Gives QEMU a command over QMP.
+    pub fn control(&self, command: &str, arguments: serde_json::Value) {
+        self.qmp
+            .execute(command, arguments)
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
     }
 
     /// Presses the power button (ACPI).

@@ -12,6 +12,7 @@ pub mod console;
 pub mod disk;
 pub mod guest;
 pub mod images;
+pub mod initrd;
 pub mod media;
 pub mod netns;
 pub mod process;

@@ -76,6 +76,13 @@ impl Process {
         }
     }
 
+    /// Sends the service a signal.
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        // SAFETY: a signal to our own child, which has not been waited for.
+        unsafe { libc::kill(pid, signal) };
+    }
+
     /// Ends the service now (what `drop` does as well).
     pub fn stop(&mut self) {
         end(&mut self.child);

@@ -41,6 +41,11 @@ pub fn radvd(ns: &Netns, dir: &Path) -> Process {
             leaf.tap, leaf.prefix
         );
     }
+    radvd_with(ns, dir, &config)
+}
+
+/// radvd with this configuration.
+pub fn radvd_with(ns: &Netns, dir: &Path, config: &str) -> Process {
     let file = dir.join("radvd.conf");
     fs::write(&file, config).expect("write radvd.conf");
     let mut command = ns.command("radvd");

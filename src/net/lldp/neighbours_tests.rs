@@ -13,7 +13,11 @@ fn link(index: u32, carrier: bool) -> Link {
         up: true,
         carrier,
         mtu: 9000,
-        advertised: false,
+        advertisements: [].into(),
+        device: crate::net::device::Device {
+            bus_path: String::new(),
+            driver: String::new(),
+        },
         routers: [].into(),
         addresses: [].into(),
         problem: None,

@@ -1,0 +1,1 @@
+//! The clock: SNTP and the boot helper's `Date`, before TLS.
