@@ -10,6 +10,7 @@ use metal_anvil::control::HelperAnswer;
 use metal_anvil::control::envelope::{EnvelopeError, EnvelopeReader, Frame};
 use metal_anvil::image::archive::{Archive, Kind};
 use metal_anvil::net::MacAddress;
+use metal_anvil::net::advert;
 use metal_anvil::net::dns::Servers;
 use metal_anvil::net::lldp::PortNeighbour;
 use metal_anvil::net::lldp::frame;
@@ -27,7 +28,8 @@ pub const ALL: [(&str, fn(&[u8])); 6] = [
     ("tar", tar),
 ];
 
-/// Messages of the kernel about router advertisements, and the options alone.
+/// Messages of the kernel about router advertisements, the options alone, and whole
+/// advertisements.
 pub fn nd_options(data: &[u8]) {
     let mut servers = Servers::default();
     let now = Instant::now();
@@ -38,6 +40,12 @@ pub fn nd_options(data: &[u8]) {
     }
     for option in nd_option::parse_options(data).into_iter().flatten() {
         servers.learn(2, option, now);
+    }
+    if let Ok(advertisement) = advert::parse(data) {
+        assert!(advertisement.prefixes.len() <= 16);
+        for prefix in advertisement.prefixes {
+            prefix.obstacle();
+        }
     }
     let text = servers.render(|index| (index < 100).then(|| format!("eth{index}")));
     let count = |word| text.lines().filter(|line| line.starts_with(word)).count();

@@ -65,10 +65,10 @@ impl Connected {
         let local = self.booted.settings();
         let helper = local.boot_helper_url.as_ref();
         let tls = helper.is_none_or(|url| url.value.scheme() == "https");
-        let known = tls && clock::set_by_ntp(&local.ntp_servers).await;
+        let known = tls && clock::set_by_ntp(&local.ntp_servers, &self.network).await;
         let (settings, offset) = self.ask_helper().await?;
         let asked_all = tls && settings.ntp_servers == local.ntp_servers;
-        if known || !asked_all && clock::set_by_ntp(&settings.ntp_servers).await {
+        if known || !asked_all && clock::set_by_ntp(&settings.ntp_servers, &self.network).await {
             return Ok(settings);
         }
         if let Some(offset) = offset {

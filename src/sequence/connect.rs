@@ -8,8 +8,8 @@ use crate::net::{self, Network};
 /// A machine with a usable address.
 pub struct Connected {
     pub(super) booted: Booted,
-    /// Keeps links and DNS servers followed.
-    _network: Network,
+    /// Keeps links and DNS servers followed as long as it lives.
+    pub(super) network: Network,
     pub(super) lldp: lldp::Listener,
 }
 
@@ -40,7 +40,7 @@ impl Booted {
         tracing::info!("address {} on {}", address.address, address.link);
         Ok(Connected {
             booted: self,
-            _network: network,
+            network,
             lldp,
         })
     }

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
+use metal_anvil::net::lldp::{Identity, Listener, PortNeighbour, Requirement};
 use metal_anvil::net::{self, Network};
 use metal_anvil::report::console::{self, Consoles};
 use nix::mount::{MsFlags, mount};
@@ -98,9 +99,63 @@ async fn run(words: &Words) -> Result<(), Box<dyn std::error::Error>> {
         Some("address") => {
             address(words).await?;
         }
+        Some("lldp") => lldp(words).await?,
         other => return Err(format!("nothing is called {other:?}").into()),
     }
     Ok(())
+}
+
+/// LLDP until enough switches are heard, or too few in time; then it goes on, to be heard.
+async fn lldp(words: &Words) -> Result<(), net::Error> {
+    let network = net::bring_up(&net::Options::default()).await?;
+    let identity = Identity {
+        system_name: words.get("name").unwrap_or("guest").to_owned(),
+        program: "metal-anvil test".to_owned(),
+    };
+    let listener = Listener::start(network.watch(), identity);
+    listener.set_status("listening");
+    let count = |key| {
+        words
+            .get(key)
+            .map_or(2, |text| text.parse().expect("a number"))
+    };
+    let requirement = Requirement {
+        interfaces: count("interfaces"),
+        chassis: count("chassis"),
+        timeout: words.seconds("timeout", 32),
+    };
+    say("listening", json!({}));
+    let waited = tokio::time::Instant::now();
+    let quiet = words.seconds("quiet", 0);
+    let (result, ()) = tokio::join!(listener.wait_for(requirement), async {
+        tokio::time::sleep(quiet).await;
+        say("quiet", json!({"seconds": quiet.as_secs()}));
+    });
+    let seconds = waited.elapsed().as_secs();
+    match result {
+        Ok(switches) => {
+            let switches: Vec<_> = switches.iter().map(heard).collect();
+            say("switches", json!({"heard": switches, "seconds": seconds}));
+        }
+        Err(error) => say(
+            "unmet",
+            json!({"error": error.to_string(), "seconds": seconds}),
+        ),
+    }
+    // The listener speaks as long as it lives.
+    std::future::pending().await
+}
+
+fn heard(switch: &PortNeighbour) -> Value {
+    let nic = switch.to_nic();
+    json!({
+        "interface": switch.interface,
+        "hostname": nic.hostname,
+        "mac": nic.mac,
+        "identifier": nic.identifier,
+        "name": nic.name,
+        "management": switch.frame.management,
+    })
 }
 
 /// Links up and the first usable address.
