@@ -5,6 +5,13 @@
 
 mod support;
 
+#[path = "network/lab.rs"]
+#[allow(dead_code)]
+mod lab;
+#[path = "network/web.rs"]
+#[allow(dead_code)]
+mod web;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -26,6 +33,8 @@ const ISO_LIMIT: f64 = 18.0 * MIB;
 const MIB: f64 = 1_048_576.0;
 /// Runs of each figure; the median counts.
 const RUNS: usize = 3;
+/// Rounds of each kind on one running guest.
+const SLAAC_ROUNDS: usize = 20;
 
 /// One figure.
 struct Row {
@@ -42,8 +51,12 @@ fn main() {
     let as_json = names.iter().any(|name| name == "--json");
     names.retain(|name| name != "--json");
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let benches: [(&str, fn() -> Vec<Row>); 3] =
-        [("size", size), ("boot", boot), ("install", install)];
+    let benches: [(&str, fn() -> Vec<Row>); 4] = [
+        ("size", size),
+        ("slaac", slaac),
+        ("boot", boot),
+        ("install", install),
+    ];
     if let Some(unknown) = names
         .iter()
         .find(|name| !benches.iter().any(|(known, _)| known == name))
@@ -136,6 +149,31 @@ fn size() -> Vec<Row> {
         ),
         row("agent, not compressed", bytes(&agent), None),
     ]
+}
+
+/// A virtio link in the guest, from going up to an address whose duplicate address detection has
+/// ended, with radvd answering solicitations: the agent's settings and the kernel's own in turns.
+fn slaac() -> Vec<Row> {
+    let mut lab = lab::Lab::new("bench_slaac");
+    lab.cards.truncate(1);
+    let prefix = lab::prefix("2001:db8:a::/64", "");
+    // Unsolicited advertisements would help whoever waits long.
+    lab.routers(&[format!(
+        "interface tap0 {{ AdvSendAdvert on; MinRtrAdvInterval 450; MaxRtrAdvInterval 600; {prefix} }};\n"
+    )]);
+    let mut node = lab.boot(&format!("guest.run=slaac guest.rounds={SLAAC_ROUNDS}"));
+    let times = node.event_within("slaac", 900);
+    let of = |who: &str| {
+        let times = times[who].as_array().expect("a list of times");
+        median(times.iter().filter_map(Value::as_f64).collect())
+    };
+    vec![Row {
+        bench: "slaac",
+        what: format!("link up to address, median of {SLAAC_ROUNDS}"),
+        value: of("agent"),
+        unit: "s",
+        against: Some(("the kernel's defaults", of("kernel"))),
+    }]
 }
 
 /// The ISO under OVMF: from the kernel's start to the milestones, as the agent's own lines date them.

@@ -1,7 +1,7 @@
 //! The network in a guest: the agent's own network code against real routers and servers.
 //!
 //! Each test is a namespace with radvd and what else it needs, and a QEMU guest that runs
-//! `tests/network_guest` on our kernel without firmware: booted in two seconds, it prints what it
+//! `tests/network/guest` on our kernel without firmware: booted in two seconds, it prints what it
 //! finds as one JSON line an event. `scripts/test network` runs them all.
 
 mod support;

@@ -126,7 +126,10 @@ mod tests {
              anvil.partition=fra-equ01 anvil.policy.lldp.chassis=0 anvil.policy.adopt=wipe METAL_MEDIUM=METAL-HAMMER console=ttyS0,115200n8",
         );
         assert_eq!(
-            line.layer.boot_helper_url.as_ref().map(url::Url::as_str),
+            line.layer
+                .boot_helper_url
+                .as_ref()
+                .map(|base| base.url.as_str()),
             Some("http://[2001:db8::1]:4242/")
         );
         assert_eq!(line.layer.debug, Some(true));
@@ -136,6 +139,18 @@ mod tests {
         assert_eq!(line.layer.policy.adopt, Some(crate::decide::Adopt::Wipe));
         assert_eq!(line.medium.as_deref(), Some("METAL-HAMMER"));
         assert_eq!(line.problems, []);
+    }
+
+    #[test]
+    fn a_zone_and_an_addressing_mode() {
+        let line = parse(
+            "PIXIE_API_URL=http://[fe80::1%25eth0]:4242 anvil.policy.addr_gen_mode=stable-privacy",
+        );
+        assert_eq!(line.problems, []);
+        let base = line.layer.boot_helper_url.unwrap();
+        assert_eq!(base.to_string(), "http://[fe80::1]:4242/ on eth0");
+        let mode = crate::config::policy::AddrGenMode::StablePrivacy;
+        assert_eq!(line.layer.policy.addr_gen_mode, Some(mode));
     }
 
     #[test]

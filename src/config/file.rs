@@ -124,7 +124,7 @@ mod tests {
             "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10"
         );
         assert_eq!(
-            layer.boot_helper_url.unwrap().as_str(),
+            layer.boot_helper_url.unwrap().url.as_str(),
             "http://[fd00::1]:4242/"
         );
         assert_eq!(layer.policy.adopt, Some(crate::decide::Adopt::BootDisk));

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use url::Url;
 use uuid::Uuid;
 
+use super::base_url::BaseUrl;
 use super::file::Problem;
 use super::policy::Policy;
 use crate::control::helper_answer::HelperAnswer;
@@ -23,7 +24,7 @@ pub const SECRET_KEYS: &[&str] = &[
 pub struct Layer {
     pub debug: Option<bool>,
     /// Base URL of the boot helper.
-    pub boot_helper_url: Option<Url>,
+    pub boot_helper_url: Option<BaseUrl>,
     /// Base URL of metal-apiserver.
     pub apiserver_url: Option<Url>,
     /// Bearer token for metal-apiserver.
@@ -88,8 +89,8 @@ pub fn from_map(mut map: Map<String, Value>) -> (Layer, Vec<Problem>) {
         map,
         problems: Vec::new(),
     };
-    let boot_helper_url = taker.url("boot_helper_url");
-    let pixie_api_url = taker.url("pixie_api_url");
+    let boot_helper_url = taker.base_url("boot_helper_url");
+    let pixie_api_url = taker.base_url("pixie_api_url");
     let apiserver_url = taker.url("metal_apiserver_url");
     let metal_api_url = taker.url("metal_api_url");
     let layer = Layer {
@@ -160,15 +161,24 @@ impl Taker {
     }
 
     fn url(&mut self, key: &str) -> Option<Url> {
-        let url: Url = self.take(key, "a URL")?;
+        let url = self.take(key, "a URL")?;
+        self.is_web(key, &url).then_some(url)
+    }
+
+    fn base_url(&mut self, key: &str) -> Option<BaseUrl> {
+        let base: BaseUrl = self.take(key, "a URL")?;
+        self.is_web(key, &base.url).then_some(base)
+    }
+
+    fn is_web(&mut self, key: &str, url: &Url) -> bool {
         if matches!(url.scheme(), "http" | "https") && url.has_host() {
-            return Some(url);
+            return true;
         }
         self.problems.push(Problem::new(
             key,
             "expected an http:// or https:// URL with a host",
         ));
-        None
+        false
     }
 
     fn allocation(&mut self) -> Option<Uuid> {

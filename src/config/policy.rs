@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use crate::control::helper_answer::{LldpPolicy, Policy};
+pub use crate::control::helper_answer::{AddrGenMode, LldpPolicy, Policy};
 use crate::net::lldp::Requirement;
 
 /// A failure stays on the screen so long: a technician can read it, and a broken rack does
@@ -33,6 +33,7 @@ impl Policy {
         Self {
             adopt: self.adopt.or(below.adopt),
             lldp,
+            addr_gen_mode: self.addr_gen_mode.or(below.addr_gen_mode),
             slaac_timeout_seconds: self.slaac_timeout_seconds.or(below.slaac_timeout_seconds),
             boot_helper_timeout_seconds: self
                 .boot_helper_timeout_seconds

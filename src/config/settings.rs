@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::control::http::shown;
 
+use super::base_url::BaseUrl;
 use super::layer::{Layer, OsInstaller};
 use super::policy::Policy;
 
@@ -40,7 +41,7 @@ pub struct Sourced<T> {
 #[derive(Debug, Default)]
 pub struct Settings {
     pub debug: bool,
-    pub boot_helper_url: Option<Sourced<Url>>,
+    pub boot_helper_url: Option<Sourced<BaseUrl>>,
     pub apiserver_url: Option<Sourced<Url>>,
     pub token: Option<Sourced<SecretString>>,
     pub ticket: Option<SecretString>,
@@ -112,7 +113,7 @@ impl Settings {
             value.map(|v| format!("{name} {} ({})", shown(&v.value), v.source))
         }
         [
-            url("boot helper", self.boot_helper_url.as_ref()),
+            line("boot helper", self.boot_helper_url.as_ref()),
             url("apiserver", self.apiserver_url.as_ref()),
             line("partition", self.partition.as_ref()),
             line("ordered allocation", self.order.as_ref()),

@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::Client;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,6 +18,7 @@ use super::api::{EventType, Register};
 use super::connect::{Answer, Call, Connect};
 use super::error::Error;
 use super::helper_answer::secret_text;
+use super::line::Line;
 use super::retry::{self, Backoff, Policy, Verdict};
 use super::text::printable;
 
@@ -119,10 +119,10 @@ impl Apiserver {
         base: &Url,
         token: SecretString,
         machine: Uuid,
-        client: Client,
+        line: impl Into<Line>,
     ) -> Result<Self, Error> {
         Ok(Self {
-            connect: Connect::new(client, base)?,
+            connect: Connect::new(line, base)?,
             token: Arc::new(RwLock::new(token)),
             machine,
             times: TIMES,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
-use reqwest::{Body, Client, Response, StatusCode};
+use reqwest::{Body, Response, StatusCode};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,9 +20,10 @@ use super::code::{Code, WireError};
 use super::envelope::{self, EnvelopeReader, Frame};
 use super::error::Error;
 use super::http::{
-    APISERVER_LIMIT, BodyError, ERROR_LIMIT, Failure, bearer, read_body_capped, retry_after,
-    server_date, shown,
+    APISERVER_LIMIT, BodyError, ERROR_LIMIT, Failure, FailureKind, bearer, read_body_capped,
+    retry_after, server_date, shown,
 };
+use super::line::{Held, Line};
 use super::text::{SHOWN_CHARS, printable};
 
 const UNARY: &str = "application/json";
@@ -31,7 +32,7 @@ const STREAM: &str = "application/connect+json";
 /// A client for the services under one base URL. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Connect {
-    client: Client,
+    line: Line,
     base: String,
 }
 
@@ -57,13 +58,13 @@ impl Connect {
     ///
     /// # Errors
     /// [`Error::BadBase`] unless it is an http or https URL with a host.
-    pub fn new(client: Client, base: &Url) -> Result<Self, Error> {
+    pub fn new(line: impl Into<Line>, base: &Url) -> Result<Self, Error> {
         let good = matches!(base.scheme(), "http" | "https") && base.has_host();
         if !good || base.query().is_some() || base.fragment().is_some() {
             return Err(Error::BadBase(shown(base)));
         }
         Ok(Self {
-            client,
+            line: line.into(),
             base: base.as_str().trim_end_matches('/').to_owned(),
         })
     }
@@ -91,7 +92,7 @@ impl Connect {
     ) -> Result<Answer<A>, Error> {
         let url = self.url(call.method)?;
         let body = encode(&url, request)?;
-        let response = self.send(&url, call, body, UNARY, Some(deadline)).await?;
+        let (response, _) = self.send(&url, call, body, UNARY, Some(deadline)).await?;
         let response = judge(&url, response, UNARY).await?;
         let date = server_date(response.headers());
         let body = body_of(&url, response, APISERVER_LIMIT).await?;
@@ -115,11 +116,13 @@ impl Connect {
             detail: error.to_string(),
         };
         let body = envelope::wrap(&encode(&url, request)?).map_err(too_large)?;
-        let response = self.send(&url, call, body, STREAM, None).await?;
+        let (response, held) = self.send(&url, call, body, STREAM, None).await?;
         let response = judge(&url, response, STREAM).await?;
         Ok(Stream {
             url,
             response,
+            held,
+            line: self.line.clone(),
             reader: EnvelopeReader::new(APISERVER_LIMIT),
         })
     }
@@ -131,10 +134,10 @@ impl Connect {
         body: Vec<u8>,
         content_type: &'static str,
         deadline: Option<Duration>,
-    ) -> Result<Response, Error> {
+    ) -> Result<(Response, Held), Error> {
         let token = bearer(call.token).ok_or_else(|| Error::BadToken(shown(url)))?;
-        let mut request = self
-            .client
+        let (client, mut held) = self.line.hold();
+        let mut request = client
             .post(url.clone())
             .header(AUTHORIZATION, token)
             .header(CONTENT_TYPE, content_type)
@@ -155,9 +158,31 @@ impl Connect {
         if let Some(deadline) = deadline {
             request = request.timeout(deadline);
         }
-        let response = request.send().await;
-        response.map_err(|error| Failure::new(url, &error).into())
+        let response = tokio::select! {
+            response = request.send() => response,
+            () = held.replaced() => return Err(moved(url)),
+        };
+        match response {
+            Ok(response) => Ok((response, held)),
+            Err(error) => Err(failed(&self.line, url, &error)),
+        }
     }
+}
+
+/// A conversation that broke, which its path may be to blame for.
+fn failed(line: &Line, url: &Url, error: &reqwest::Error) -> Error {
+    let failure = Failure::new(url, error);
+    line.blame(failure.kind);
+    failure.into()
+}
+
+/// A conversation that was given up because another path took over.
+fn moved(url: &Url) -> Error {
+    Error::Failed(Failure {
+        url: shown(url),
+        kind: FailureKind::Cut,
+        detail: "another path has taken over".into(),
+    })
 }
 
 /// The messages of a server stream.
@@ -165,6 +190,8 @@ impl Connect {
 pub struct Stream {
     url: Url,
     response: Response,
+    held: Held,
+    line: Line,
     reader: EnvelopeReader,
 }
 
@@ -186,7 +213,11 @@ impl Stream {
                 Some(Frame::End(Some(error))) => return Err(refusal(&self.url, error, None)),
                 None => {}
             }
-            match self.response.chunk().await {
+            let chunk = tokio::select! {
+                chunk = self.response.chunk() => chunk,
+                () = self.held.replaced() => return Err(moved(&self.url)),
+            };
+            match chunk {
                 Ok(Some(chunk)) => self.reader.push(&chunk),
                 Ok(None) => {
                     let place = if self.reader.is_cut() {
@@ -196,11 +227,11 @@ impl Stream {
                     };
                     return Err(Error::Failed(Failure {
                         url: shown(&self.url),
-                        kind: super::http::FailureKind::Cut,
+                        kind: FailureKind::Cut,
                         detail: format!("the stream stopped {place}"),
                     }));
                 }
-                Err(error) => return Err(Failure::new(&self.url, &error).into()),
+                Err(error) => return Err(failed(&self.line, &self.url, &error)),
             }
         }
     }

@@ -103,6 +103,14 @@ pub struct OsInstaller {
     pub drop_fields: Vec<String>,
 }
 
+/// `policy.addr_gen_mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddrGenMode {
+    Eui64,
+    StablePrivacy,
+}
+
 /// The partition's settings. What is not set keeps the agent's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -115,6 +123,10 @@ pub struct Policy {
     /// How long to wait for a usable address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slaac_timeout_seconds: Option<u64>,
+    /// How a link makes its addresses; counts from the medium and the command line, for an
+    /// answer comes over such an address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addr_gen_mode: Option<AddrGenMode>,
     /// How long the boot helper may take to give a usable answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_helper_timeout_seconds: Option<u64>,

@@ -6,12 +6,14 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use reqwest::Client;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
@@ -22,6 +24,7 @@ use thiserror::Error;
 use url::Url;
 
 use super::text::printable;
+use crate::net::names::Names;
 
 /// What is sent as `User-Agent`.
 pub const USER_AGENT: &str = concat!("metal-anvil/", env!("CARGO_PKG_VERSION"));
@@ -57,6 +60,34 @@ pub enum Trust<'a> {
     PublicAnd(&'a str),
 }
 
+/// How a client leaves this machine. The default leaves that to the kernel's routes and the
+/// host's own resolver, for programs on an ordinary host.
+#[derive(Debug, Clone, Default)]
+pub struct Route {
+    /// The link that every connection is bound to.
+    pub interface: Option<String>,
+    pub source: Option<IpAddr>,
+    /// Who resolves names.
+    pub names: Option<Arc<Names>>,
+}
+
+/// Gives reqwest the addresses of a name.
+struct Resolver(Arc<Names>);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let names = Arc::clone(&self.0);
+        Box::pin(async move {
+            let found = names.resolve(name.as_str()).await?;
+            // reqwest puts the URL's port in the place of 0.
+            let found = found
+                .into_iter()
+                .map(|ip| SocketAddr::V6(SocketAddrV6::new(ip, 0, 0, 0)));
+            Ok(Box::new(found) as Addrs)
+        })
+    }
+}
+
 /// A client that cannot be made.
 #[derive(Debug, Error)]
 pub enum ClientError {
@@ -76,7 +107,15 @@ pub enum ClientError {
 /// # Errors
 /// An unreadable `ca_cert`.
 pub fn control_client(trust: Trust<'_>) -> Result<Client, ClientError> {
-    client(trust, redirect::Policy::none())
+    control_client_on(trust, &Route::default())
+}
+
+/// The same over `route`.
+///
+/// # Errors
+/// An unreadable `ca_cert`.
+pub fn control_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
+    client(trust, redirect::Policy::none(), route)
 }
 
 /// A client for images and other bulk data: follows a few redirects.
@@ -84,17 +123,38 @@ pub fn control_client(trust: Trust<'_>) -> Result<Client, ClientError> {
 /// # Errors
 /// An unreadable `ca_cert`.
 pub fn download_client(trust: Trust<'_>) -> Result<Client, ClientError> {
-    client(trust, redirect::Policy::limited(DOWNLOAD_REDIRECTS))
+    download_client_on(trust, &Route::default())
 }
 
-fn client(trust: Trust<'_>, redirects: redirect::Policy) -> Result<Client, ClientError> {
+/// The same over `route`.
+///
+/// # Errors
+/// An unreadable `ca_cert`.
+pub fn download_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
+    let redirects = redirect::Policy::limited(DOWNLOAD_REDIRECTS);
+    client(trust, redirects, route)
+}
+
+fn client(
+    trust: Trust<'_>,
+    redirects: redirect::Policy,
+    route: &Route,
+) -> Result<Client, ClientError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(trust)?)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Client::builder()
+    let mut builder = Client::builder();
+    if let Some(interface) = &route.interface {
+        builder = builder.interface(interface);
+    }
+    if let Some(names) = &route.names {
+        builder = builder.dns_resolver(Resolver(Arc::clone(names)));
+    }
+    builder
+        .local_address(route.source)
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .user_agent(USER_AGENT)

@@ -1,7 +1,7 @@
 //! The control plane: the boot helper (configuration, token) and metal-apiserver.
 //!
 //! `http` makes the clients, `retry` decides how often to try, `connect` and `envelope`
-//! speak the protocol, `apiserver` and `waiting` are the calls of a machine, and
+//! speak the protocol, `uplink` keeps a `line` on a path that works, `apiserver` and `waiting` are the calls of a machine, and
 //! `boot_helper_client` with `helper_answer` is the first conversation of every boot.
 
 pub mod api;
@@ -13,9 +13,11 @@ pub mod envelope;
 pub mod error;
 pub mod helper_answer;
 pub mod http;
+pub mod line;
 pub mod retry;
 mod silence;
 pub mod text;
+pub mod uplink;
 mod waiting;
 
 #[cfg(test)]

@@ -195,6 +195,14 @@ impl Table {
         }
     }
 
+    /// A table of these links.
+    #[cfg(test)]
+    pub(super) fn of(links: Vec<Link>) -> Self {
+        Self {
+            links: links.into_iter().map(|link| (link.index, link)).collect(),
+        }
+    }
+
     /// The links in the order of their indexes.
     pub fn links(&self) -> impl Iterator<Item = &Link> {
         self.links.values()

@@ -31,7 +31,7 @@ use tokio::time::timeout;
 pub use link::{Link, UsableAddress};
 pub use mac::MacAddress;
 use names::Names;
-pub use path::{Path, Target};
+pub use path::{Path, Preference, Target};
 pub use sysctl::Addressing;
 
 /// How the network is brought up. The defaults are what the installer uses.
@@ -158,6 +158,26 @@ impl Network {
     #[must_use]
     pub fn names(&self, index: u32, link: &str) -> Names {
         Names::new(index, link, self.servers.clone())
+    }
+
+    /// The addresses of `name`, through the first usable link that can tell.
+    ///
+    /// # Errors
+    /// No link can: the last one's reason.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<Ipv6Addr>, names::Error> {
+        let all = Duration::MAX;
+        let ways = path::candidates(&self.links.borrow(), None, Preference::default(), all);
+        let mut last = names::Error::NoServer {
+            name: name.to_owned(),
+            link: "any link".to_owned(),
+        };
+        for way in ways.iter().filter(|way| way.source.is_none()) {
+            match self.names(way.index, &way.link).resolve(name).await {
+                Ok(found) => return Ok(found),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// The physical links as they are now.

@@ -116,14 +116,21 @@ impl fmt::Display for Target {
     }
 }
 
-/// What is tried, best first: the link in use before, real cards, those with a router, in the
+/// Links, by interface index, that are tried before or after all others.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Preference {
+    pub first: Option<u32>,
+    pub last: Option<u32>,
+}
+
+/// What is tried, best first: the preferred link, real cards, those with a router, in the
 /// order of their indexes; after all links, each address of those that have several. A BMC's
 /// card joins late; `elapsed` is since the search began.
 #[must_use]
 pub fn candidates(
     table: &Table,
     zone: Option<&str>,
-    favourite: Option<u32>,
+    preference: Preference,
     elapsed: Duration,
 ) -> Vec<Candidate> {
     let real_carrier = table.links().any(|link| link.carrier && !link.is_bmc());
@@ -140,7 +147,8 @@ pub fn candidates(
     let mut links: Vec<&Link> = table.links().filter(may).collect();
     links.sort_by_key(|link| {
         (
-            Some(link.index) != favourite,
+            Some(link.index) == preference.last,
+            Some(link.index) != preference.first,
             link.is_bmc(),
             link.routers.is_empty(),
             link.index,

@@ -10,7 +10,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::path::{self, Candidate, Path, Target, TargetHost};
+use super::path::{self, Candidate, Path, Preference, Target, TargetHost};
 use super::report::{self, Tried};
 use super::{Error, Network};
 
@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 impl Network {
     /// Finds a path to `target`: every link that is usable or becomes so within `limit` is
-    /// tried, `favourite` (an interface index) first.
+    /// tried.
     ///
     /// # Errors
     /// Nothing connected in time: the text has one line for each link that says what was
@@ -31,7 +31,7 @@ impl Network {
     pub async fn race(
         &self,
         target: &Target,
-        favourite: Option<u32>,
+        preference: Preference,
         limit: Duration,
     ) -> Result<Path, Error> {
         let begin = Instant::now();
@@ -46,7 +46,7 @@ impl Network {
             let now = Instant::now();
             let ready = {
                 let table = links.borrow_and_update();
-                path::candidates(&table, target.zone.as_deref(), favourite, now - begin)
+                path::candidates(&table, target.zone.as_deref(), preference, now - begin)
             };
             let next = ready.into_iter().find(|candidate| {
                 let at = due.get(candidate).copied().unwrap_or(Some(now));
@@ -63,7 +63,11 @@ impl Network {
                 });
             }
             // A BMC's card becomes a candidate by time alone, hence the beat.
-            let wake = next_start.max(now + APART).min(deadline);
+            let wake = if next_start > now {
+                next_start
+            } else {
+                now + APART
+            };
             tokio::select! {
                 Some(Ok((candidate, result))) = attempts.join_next() => match result {
                     Ok(address) => return Ok(Path { candidate, address }),
@@ -76,7 +80,7 @@ impl Network {
                     }
                 },
                 _ = links.changed() => {}
-                () = sleep_until(wake) => {}
+                () = sleep_until(wake.min(deadline)) => {}
             }
             if Instant::now() >= deadline {
                 let report = report::describe(links.borrow().links(), &tried);

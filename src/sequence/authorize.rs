@@ -1,30 +1,49 @@
 //! Connected -> Authorized: the boot helper's answer, and with it a token.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use secrecy::SecretString;
-use url::Url;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::clock;
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
-use crate::config::{Settings, Source, Sourced, layer};
+use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
 use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
 use crate::control::boot_helper_client;
 use crate::control::error::Error;
 use crate::control::http::{self, Trust};
+use crate::control::line::Line;
+use crate::control::retry::Verdict;
+use crate::control::uplink::{self, Make};
+use crate::net::{Path, Preference, Target};
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+/// A path that connects, but brings no answer for this long, gives way to the others.
+const ONE_PATH: Duration = Duration::from_secs(45);
 
 /// A machine that may talk to metal-apiserver.
 pub struct Authorized {
     pub(super) connected: Connected,
     pub(super) settings: Settings,
     pub(super) apiserver: Apiserver,
-    pub(super) downloads: reqwest::Client,
+    pub(super) downloads: Line,
+    /// Moves apiserver and downloads to another path when theirs breaks.
+    _keeper: JoinSet<()>,
+}
+
+/// What the boot helper said.
+struct Asked {
+    settings: Settings,
+    /// How far this machine's clock is off the helper's.
+    offset: Option<SignedDuration>,
+    /// The path it was said over; none where there is no helper.
+    path: Option<Path>,
 }
 
 impl Connected {
@@ -34,83 +53,126 @@ impl Connected {
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
     pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
-        let settings = self.configure().await?;
+        let Asked { settings, path, .. } = self.configure().await?;
         (self.booted.verbosity)(settings.debug);
         self.booted.lifeline.follow(&settings.policy);
         for line in settings.summary() {
             tracing::info!("{line}");
         }
         let (base, token) = endpoint(&settings)?;
-        let client = http::control_client(trust(&settings)).during(Step::BootHelper)?;
-        let downloads = match &settings.ca_cert {
-            Some(ca) => Trust::PublicAnd(&ca.value),
-            None => Trust::Public,
+        let target = Target::of(&base.url, base.zone.as_deref()).during(Step::BootHelper)?;
+        let path = match path {
+            Some(path) => path,
+            None => {
+                let limit = settings.policy.boot_helper_timeout();
+                let raced = self.network.race(&target, Preference::default(), limit);
+                raced.await.during(Step::BootHelper)?
+            }
         };
-        let downloads = http::download_client(downloads).during(Step::BootHelper)?;
-        let apiserver =
-            Apiserver::new(&base, token, self.booted.machine, client).during(Step::BootHelper)?;
+        let route = uplink::route(&self.network, &path);
+        let [control, downloads] =
+            clients(&settings).map(|make| make(&route).map(|client| (Line::from(client), make)));
+        let lines = [
+            control.during(Step::BootHelper)?,
+            downloads.during(Step::BootHelper)?,
+        ];
+        let [(control, _), (downloads, _)] = &lines;
+        let downloads = downloads.clone();
+        let apiserver = Apiserver::new(&base.url, token, self.booted.machine, control.clone())
+            .during(Step::BootHelper)?;
         self.booted.lifeline.report_to(&apiserver);
+        let mut keeper = JoinSet::new();
+        let network = Arc::clone(&self.network);
+        keeper.spawn(async move { uplink::keep(&network, &target, path, &lines).await });
         Ok(Authorized {
             connected: self,
             settings,
             apiserver,
             downloads,
+            _keeper: keeper,
         })
     }
 
     /// Everything the boot is told, and the clock set by it. A helper that is asked in the
     /// clear says who knows the time; before one that is asked over TLS, only the medium and the
     /// network can.
-    async fn configure(&self) -> Result<Settings, Failure> {
+    async fn configure(&self) -> Result<Asked, Failure> {
         let local = self.booted.settings();
         let helper = local.boot_helper_url.as_ref();
-        let tls = helper.is_none_or(|url| url.value.scheme() == "https");
-        let known = tls && clock::set_by_ntp(&local.ntp_servers, &self.network).await;
-        let (settings, offset) = self.ask_helper().await?;
-        let asked_all = tls && settings.ntp_servers == local.ntp_servers;
-        if known || !asked_all && clock::set_by_ntp(&settings.ntp_servers, &self.network).await {
-            return Ok(settings);
+        let tls = helper.is_none_or(|base| base.value.url.scheme() == "https");
+        let network = &self.network;
+        let known = tls && clock::set_by_ntp(network, &local.ntp_servers).await;
+        let asked = self.ask_helper().await?;
+        let servers = &asked.settings.ntp_servers;
+        let asked_all = tls && *servers == local.ntp_servers;
+        if known || !asked_all && clock::set_by_ntp(network, servers).await {
+            return Ok(asked);
         }
-        if let Some(offset) = offset {
+        if let Some(offset) = asked.offset {
             clock::set_by_date(offset);
         }
-        Ok(settings)
+        Ok(asked)
     }
 
-    /// The settings with the boot helper's answer merged in, and how far this machine's clock
-    /// is off the helper's.
-    async fn ask_helper(&self) -> Result<(Settings, Option<SignedDuration>), Failure> {
+    /// The settings with the boot helper's answer merged in.
+    async fn ask_helper(&self) -> Result<Asked, Failure> {
         let local = self.booted.settings();
         let Some(helper) = &local.boot_helper_url else {
             if local.apiserver_url.is_some() && local.token.is_some() {
-                return Ok((local, None));
+                return Ok(Asked {
+                    settings: local,
+                    offset: None,
+                    path: None,
+                });
             }
             let why = "no boot helper URL; set boot_helper_url in boot/metal.config of the medium, \
                        or PIXIE_API_URL=http://[address]:4242 on the kernel command line";
             return Err(Failure::new(Step::BootHelper, why));
         };
-        let client = http::control_client(trust(&local)).during(Step::BootHelper)?;
         tracing::info!(
             "asking the boot helper {} ({})",
             helper.value,
             helper.source
         );
-        let fetched = boot_helper_client::fetch(
-            &client,
-            &helper.value,
-            self.booted.machine,
-            local.ticket.as_ref(),
-            local.policy.boot_helper_timeout(),
-        )
-        .await
-        .during(Step::BootHelper)?;
+        let BaseUrl { url, zone } = &helper.value;
+        let target = Target::of(url, zone.as_deref()).during(Step::BootHelper)?;
+        let deadline = Instant::now() + local.policy.boot_helper_timeout();
+        let mut preference = Preference::default();
+        let (path, fetched) = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let raced = self.network.race(&target, preference, left).await;
+            let path = raced.during(Step::BootHelper)?;
+            tracing::info!("boot helper reached over {path}");
+            let route = uplink::route(&self.network, &path);
+            let client = http::control_client_on(trust(&local), &route).during(Step::BootHelper)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let fetched = boot_helper_client::fetch(
+                &client,
+                url,
+                self.booted.machine,
+                local.ticket.as_ref(),
+                left.min(ONE_PATH),
+            );
+            match fetched.await {
+                Ok(fetched) => break (path, fetched),
+                Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
+                    tracing::warn!("{path}: {error}; looking for another path");
+                    preference.last = Some(path.candidate.index);
+                }
+                Err(error) => return Err(error).during(Step::BootHelper),
+            }
+        };
         let (layer, problems) = layer::from_answer(&fetched.answer);
         for problem in problems {
             tracing::warn!("boot helper's answer, {problem}");
         }
         let mut layers = self.booted.layers.clone();
         layers.push((Source::BootHelper, layer));
-        Ok((Settings::from_layers(layers), fetched.clock_offset))
+        Ok(Asked {
+            settings: Settings::from_layers(layers),
+            offset: fetched.clock_offset,
+            path: Some(path),
+        })
     }
 }
 
@@ -158,8 +220,8 @@ impl Authorized {
     /// Fetches a new token from the boot helper.
     pub(super) async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
         tracing::warn!("{refused}; asking the boot helper for a new token");
-        let (settings, _) = self.connected.ask_helper().await?;
-        let (_, token) = endpoint(&settings)?;
+        let asked = self.connected.ask_helper().await?;
+        let (_, token) = endpoint(&asked.settings)?;
         self.apiserver.set_token(token);
         tokio::time::sleep(RENEWAL_PAUSE).await;
         Ok(())
@@ -180,8 +242,27 @@ fn trust(settings: &Settings) -> Trust<'_> {
     }
 }
 
+/// How the clients for apiserver and downloads are made.
+fn clients(settings: &Settings) -> [Make; 2] {
+    let only = match trust(settings) {
+        Trust::Only(ca) => Some(ca.to_owned()),
+        Trust::Public | Trust::PublicAnd(_) => None,
+    };
+    let ca = settings.ca_cert.as_ref().map(|ca| ca.value.clone());
+    [
+        Box::new(move |route| {
+            let trust = only.as_deref().map_or(Trust::Public, Trust::Only);
+            http::control_client_on(trust, route)
+        }),
+        Box::new(move |route| {
+            let trust = ca.as_deref().map_or(Trust::Public, Trust::PublicAnd);
+            http::download_client_on(trust, route)
+        }),
+    ]
+}
+
 /// Where metal-apiserver is, and the token for it.
-fn endpoint(settings: &Settings) -> Result<(Url, SecretString), Failure> {
+fn endpoint(settings: &Settings) -> Result<(BaseUrl, SecretString), Failure> {
     let missing = |what| {
         let why = format!(
             "neither the boot helper nor metal.config gives {what}; check the boot helper's configuration"
@@ -197,14 +278,22 @@ fn endpoint(settings: &Settings) -> Result<(Url, SecretString), Failure> {
         .boot_helper_url
         .as_ref()
         .filter(|_| settings.proxy_apiserver && !pinned);
-    let Sourced { value: base, .. } = proxy
-        .or(settings.apiserver_url.as_ref())
+    let direct = settings
+        .apiserver_url
+        .as_ref()
+        .map(|Sourced { value, .. }| {
+            let (url, zone) = (value.clone(), None);
+            BaseUrl { url, zone }
+        });
+    let base = proxy
+        .map(|base| base.value.clone())
+        .or(direct)
         .ok_or_else(|| missing("metal_apiserver_url"))?;
     let token = settings
         .token
         .as_ref()
         .ok_or_else(|| missing("metal_apiserver_token_for_hammer"))?;
-    Ok((base.clone(), token.value.clone()))
+    Ok((base, token.value.clone()))
 }
 
 #[cfg(test)]
@@ -242,7 +331,7 @@ mod tests {
             "metal_apiserver_token_for_hammer":"t","ca_cert":"HELPERS"}"#;
         let own = r#"{"boot_helper_url":"http://[2001:db8::1]:4242"}"#;
         let (base, _) = endpoint(&settings(answer, own)).unwrap();
-        assert_eq!(base.as_str(), "http://[2001:db8::1]:4242/");
+        assert_eq!(base.url.as_str(), "http://[2001:db8::1]:4242/");
         assert!(matches!(
             trust(&settings(answer, own)),
             Trust::Only("HELPERS")
@@ -250,7 +339,7 @@ mod tests {
         let pinned = r#"{"boot_helper_url":"http://[2001:db8::1]:4242",
             "metal_apiserver_url":"https://pinned.example.org"}"#;
         let (base, _) = endpoint(&settings(answer, pinned)).unwrap();
-        assert_eq!(base.as_str(), "https://pinned.example.org/");
+        assert_eq!(base.url.as_str(), "https://pinned.example.org/");
         assert!(matches!(trust(&settings(answer, pinned)), Trust::Public));
     }
 }

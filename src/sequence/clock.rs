@@ -1,6 +1,7 @@
 //! The machine's clock, set before TLS needs it. Never a reason to fail: whether the time
 //! is right enough is for TLS to say.
 
+use std::error::Error;
 use std::fs;
 use std::net::SocketAddrV6;
 
@@ -16,7 +17,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Sets the clock by the servers of `named`; where they give no time, by whoever answers DNS
 /// on this network. True when one of them knew the time.
-pub(super) async fn set_by_ntp(named: &[String], network: &Network) -> bool {
+pub(super) async fn set_by_ntp(network: &Network, named: &[String]) -> bool {
     let mut servers = Vec::new();
     for text in named {
         match text.parse() {
@@ -24,11 +25,11 @@ pub(super) async fn set_by_ntp(named: &[String], network: &Network) -> bool {
             Err(error) => tracing::warn!("ntp_servers: {error}"),
         }
     }
-    if !servers.is_empty() && set_by(&servers, Patience::NAMED, network).await {
+    if !servers.is_empty() && set_by(network, &servers, Patience::NAMED).await {
         return true;
     }
     let dns = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    set_by(&clock::nameservers(&dns), Patience::GUESSED, network).await
+    set_by(network, &clock::nameservers(&dns), Patience::GUESSED).await
 }
 
 /// Sets the clock by the `Date` of the boot helper's answer, `offset` away from it, when it
@@ -39,12 +40,12 @@ pub(super) fn set_by_date(offset: SignedDuration) {
     }
 }
 
-async fn set_by(servers: &[Server], patience: Patience, network: &Network) -> bool {
+async fn set_by(network: &Network, servers: &[Server], patience: Patience) -> bool {
     let mut addresses = Vec::new();
     for server in servers {
-        match resolve(server, network).await {
+        match resolve(network, server).await {
             Ok(found) => addresses.extend(found),
-            Err(why) => tracing::warn!("NTP server {server}: {why}"),
+            Err(error) => tracing::warn!("NTP server {server}: {error}"),
         }
     }
     if addresses.is_empty() {
@@ -74,24 +75,21 @@ fn correct(offset: SignedDuration, source: &str) -> bool {
     true
 }
 
-async fn resolve(server: &Server, network: &Network) -> Result<Vec<SocketAddrV6>, String> {
-    let at = |address, scope| SocketAddrV6::new(address, server.port, 0, scope);
-    let name = match &server.host {
+async fn resolve(network: &Network, server: &Server) -> Result<Vec<SocketAddrV6>, Box<dyn Error>> {
+    match &server.host {
         Host::Address { address, zone } => {
             let scope = match zone {
-                Some(zone) => if_nametoindex(zone.as_str()).map_err(|e| e.to_string())?,
+                Some(zone) => if_nametoindex(zone.as_str())?,
                 None => 0,
             };
-            return Ok(vec![at(*address, scope)]);
+            Ok(vec![SocketAddrV6::new(*address, server.port, 0, scope)])
         }
-        Host::Name(name) => name,
-    };
-    let mut why = "no link has a usable address".to_owned();
-    for link in network.links().iter().filter(|link| link.usable()) {
-        match network.names(link.index, &link.name).resolve(name).await {
-            Ok(found) => return Ok(found.into_iter().map(|found| at(found, 0)).collect()),
-            Err(error) => why = error.to_string(),
+        Host::Name(name) => {
+            let found = network.resolve(name).await?;
+            let found = found.into_iter();
+            Ok(found
+                .map(|ip| SocketAddrV6::new(ip, server.port, 0, 0))
+                .collect())
         }
     }
-    Err(why)
 }

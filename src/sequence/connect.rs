@@ -2,14 +2,18 @@
 
 use super::Booted;
 use super::failure::{During, Failure, Step};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use crate::config::policy::AddrGenMode;
 use crate::net::lldp;
-use crate::net::{self, Network};
+use crate::net::{self, Addressing, Network};
 
 /// A machine with a usable address.
 pub struct Connected {
     pub(super) booted: Booted,
-    /// Keeps links and DNS servers followed as long as it lives.
-    pub(super) network: Network,
+    /// Keeps links and DNS servers followed.
+    pub(super) network: Arc<Network>,
     pub(super) lldp: lldp::Listener,
 }
 
@@ -20,9 +24,18 @@ impl Booted {
     /// No address within the policy's time; the cause has a line for each NIC.
     pub(super) async fn connect(self) -> Result<Connected, Failure> {
         let policy = self.settings().policy;
-        let network = net::bring_up(&net::Options::default())
-            .await
-            .during(Step::Network)?;
+        // No secret at all, but as stable as the addresses have to be.
+        let secret = Ipv6Addr::from(self.machine.as_u128());
+        let addressing = match policy.addr_gen_mode {
+            Some(AddrGenMode::StablePrivacy) => Addressing::StablePrivacy(secret),
+            Some(AddrGenMode::Eui64) | None => Addressing::Eui64,
+        };
+        let options = net::Options {
+            addressing,
+            secret,
+            ..net::Options::default()
+        };
+        let network = net::bring_up(&options).await.during(Step::Network)?;
         // Switches send every 30 s: listening begins before there is an address.
         let identity = lldp::Identity {
             system_name: self.machine.to_string(),
@@ -40,7 +53,7 @@ impl Booted {
         tracing::info!("address {} on {}", address.address, address.link);
         Ok(Connected {
             booted: self,
-            network,
+            network: Arc::new(network),
             lldp,
         })
     }

@@ -125,7 +125,7 @@ impl Allocated {
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
             let progress = ProgressLine::default();
-            let downloads = &self.registered.authorized.downloads;
+            let downloads = &self.registered.authorized.downloads.client();
             let show = |so_far| progress.show(so_far);
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
@@ -173,7 +173,7 @@ impl Allocated {
         root.remove(Path::new(install::BOOT_INFO))
             .during(Step::Installer)?;
         if let Some(installer) = brought {
-            let downloads = &self.registered.authorized.downloads;
+            let downloads = &self.registered.authorized.downloads.client();
             install::fetch_installer(downloads, &installer.url, &installer.sha256, &root)
                 .await
                 .during(Step::Installer)?;

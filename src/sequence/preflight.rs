@@ -67,7 +67,7 @@ impl Allocated {
             url,
             cache: settings.image_cache.clone(),
         };
-        image::probe(&self.registered.authorized.downloads, &image)
+        image::probe(&self.registered.authorized.downloads.client(), &image)
             .await
             .during(Step::Preflight)?;
         Ok(Checked { plan, disks, image })

@@ -82,6 +82,53 @@ impl Lab {
         Web::start(&self.ns, listen)
     }
 
+    /// Puts two routers on the wire of the first card: tap0 becomes a port of a bridge, `leaf0` and
+    /// `leaf1` are the routers' own interfaces on it.
+    pub fn one_wire(&self) {
+        let leaf = |number: usize| {
+            let prefix = LEAVES[number].prefix;
+            [
+                format!("address flush dev {} scope global", LEAVES[number].tap),
+                format!("link add leaf{number} type veth peer name end{number}"),
+                format!("link set end{number} up master wire"),
+                format!("link set leaf{number} up"),
+                format!("address add {prefix}1/64 dev leaf{number} nodad"),
+            ]
+        };
+        let bridge = ["link add wire type bridge", "link set wire up"].map(str::to_owned);
+        let card = "link set tap0 master wire".to_owned();
+        for order in bridge
+            .into_iter()
+            .chain([card])
+            .chain(leaf(0))
+            .chain(leaf(1))
+        {
+            self.ns.ip(&order);
+        }
+    }
+
+    /// A host with `address` behind a link of MTU 1280, which its own side does not know of.
+    pub fn far_away(&self, address: &str) -> Netns {
+        let far = Netns::bare();
+        for order in [
+            format!("link add near type veth peer name far netns {}", far.name()),
+            "link set near mtu 1280 up".to_owned(),
+            "address add 2001:db8:f::1/64 dev near nodad".to_owned(),
+            format!("route add {address}/128 via 2001:db8:f::2"),
+        ] {
+            self.ns.ip(&order);
+        }
+        for order in [
+            "link set far up".to_owned(),
+            "address add 2001:db8:f::2/64 dev far nodad".to_owned(),
+            format!("address add {address}/128 dev lo"),
+            "route add default via 2001:db8:f::1".to_owned(),
+        ] {
+            far.ip(&order);
+        }
+        far
+    }
+
     /// The address that the guest's card `number` makes of `prefix` by EUI-64 (RFC 4291 appendix A).
     pub fn eui64(&self, number: usize, prefix: &str) -> String {
         let mac = self.machine("").mac(number);
@@ -136,12 +183,40 @@ impl Drop for Lab {
     }
 }
 
+/// A radvd section for leaf `number` (0 or 1) with `options` beside its usual ones.
+pub fn router(number: usize, options: &str) -> String {
+    router_on(LEAVES[number].tap, options)
+}
+
+/// The same for any interface.
+pub fn router_on(interface: &str, options: &str) -> String {
+    format!(
+        "interface {interface} {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; {options} }};\n"
+    )
+}
+
+/// A radvd prefix.
+pub fn prefix(text: &str, options: &str) -> String {
+    format!("prefix {text} {{ {options} }};")
+}
+
 /// The running guest.
 pub struct Node {
     pub guest: Guest,
 }
 
 impl Node {
+    /// What the guest said of the link `name`: MAC, place, driver.
+    pub fn link(&self, name: &str) -> Value {
+        let text = self.guest.text();
+        let links = text
+            .lines()
+            .filter_map(|line| line.split_once("EVENT link "));
+        let mut links = links.filter_map(|(_, json)| serde_json::from_str::<Value>(json).ok());
+        let found = links.find(|link| link["link"] == name);
+        found.unwrap_or_else(|| panic!("the guest said nothing of {name}"))
+    }
+
     /// Waits for the next event of this name and answers what it says.
     pub fn event(&mut self, name: &str) -> Value {
         self.event_within(name, SOON)

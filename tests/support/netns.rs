@@ -52,8 +52,8 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes the namespace, the taps and the addresses. Needs root.
-    pub fn create() -> Self {
+    /// A namespace with nothing but `lo`. Needs root.
+    pub fn bare() -> Self {
         static SWEEP: std::sync::Once = std::sync::Once::new();
         SWEEP.call_once(sweep);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -61,6 +61,12 @@ impl Netns {
         run(Command::new("ip").args(["netns", "add", &name]));
         let ns = Self { name };
         ns.ip("link set lo up");
+        ns
+    }
+
+    /// Makes the namespace, the taps and the addresses.
+    pub fn create() -> Self {
+        let ns = Self::bare();
         ns.ip(&format!("address add {SERVICE}/128 dev lo"));
         for key in ["all/forwarding=1", "default/accept_dad=0"] {
             ns.sysctl(key);

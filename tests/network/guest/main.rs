@@ -3,14 +3,16 @@
 //!
 //! What to do stands on the kernel command line as `guest.<key>=<value>`; `guest.run` names it.
 
+mod lldp;
+mod path;
+mod slaac;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use metal_anvil::net::lldp::{Identity, Listener, PortNeighbour, Requirement};
-use metal_anvil::net::{self, Network};
 use metal_anvil::report::console::{self, Consoles};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -94,77 +96,17 @@ pub fn say(name: &str, data: Value) {
     let _ = std::io::stdout().flush();
 }
 
-async fn run(words: &Words) -> Result<(), Box<dyn std::error::Error>> {
+type Failed = Box<dyn std::error::Error>;
+
+async fn run(words: &Words) -> Result<(), Failed> {
     match words.get("run") {
-        Some("address") => {
-            address(words).await?;
-        }
-        Some("lldp") => lldp(words).await?,
+        Some("address") => drop(path::address(words).await?),
+        Some("helper") => drop(path::helper(words).await?),
+        Some("wait") => path::wait(words).await?,
+        Some("names") => path::names(words).await?,
+        Some("lldp") => lldp::listen(words).await?,
+        Some("slaac") => slaac::bench(words).await?,
         other => return Err(format!("nothing is called {other:?}").into()),
     }
     Ok(())
-}
-
-/// LLDP until enough switches are heard, or too few in time; then it goes on, to be heard.
-async fn lldp(words: &Words) -> Result<(), net::Error> {
-    let network = net::bring_up(&net::Options::default()).await?;
-    let identity = Identity {
-        system_name: words.get("name").unwrap_or("guest").to_owned(),
-        program: "metal-anvil test".to_owned(),
-    };
-    let listener = Listener::start(network.watch(), identity);
-    listener.set_status("listening");
-    let count = |key| {
-        words
-            .get(key)
-            .map_or(2, |text| text.parse().expect("a number"))
-    };
-    let requirement = Requirement {
-        interfaces: count("interfaces"),
-        chassis: count("chassis"),
-        timeout: words.seconds("timeout", 32),
-    };
-    say("listening", json!({}));
-    let waited = tokio::time::Instant::now();
-    let quiet = words.seconds("quiet", 0);
-    let (result, ()) = tokio::join!(listener.wait_for(requirement), async {
-        tokio::time::sleep(quiet).await;
-        say("quiet", json!({"seconds": quiet.as_secs()}));
-    });
-    let seconds = waited.elapsed().as_secs();
-    match result {
-        Ok(switches) => {
-            let switches: Vec<_> = switches.iter().map(heard).collect();
-            say("switches", json!({"heard": switches, "seconds": seconds}));
-        }
-        Err(error) => say(
-            "unmet",
-            json!({"error": error.to_string(), "seconds": seconds}),
-        ),
-    }
-    // The listener speaks as long as it lives.
-    std::future::pending().await
-}
-
-fn heard(switch: &PortNeighbour) -> Value {
-    let nic = switch.to_nic();
-    json!({
-        "interface": switch.interface,
-        "hostname": nic.hostname,
-        "mac": nic.mac,
-        "identifier": nic.identifier,
-        "name": nic.name,
-        "management": switch.frame.management,
-    })
-}
-
-/// Links up and the first usable address.
-async fn address(words: &Words) -> Result<Network, net::Error> {
-    let network = net::bring_up(&net::Options::default()).await?;
-    let address = network.wait_for_address(words.seconds("slaac", 60)).await?;
-    say(
-        "address",
-        json!({"link": address.link, "address": address.address.to_string()}),
-    );
-    Ok(network)
 }

@@ -1,0 +1,87 @@
+//! Keeps a conversation on a path that works: when the one in use breaks, all paths race again
+//! for the same host.
+
+use std::time::Duration;
+
+use reqwest::Client;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::http::{ClientError, Route};
+use super::line::Line;
+use crate::net::{Network, Path, Preference, Target};
+
+/// A link may flap and an address may be renewed within this: no reason to move.
+const GRACE: Duration = Duration::from_secs(2);
+/// One race; when nobody wins, the next begins.
+const RACE: Duration = Duration::from_secs(60);
+/// Trouble on a path that still connects is the other end's; it is not looked into more often.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// How a client leaves over `path`: bound to its link, names resolved there.
+#[must_use]
+pub fn route(network: &Network, path: &Path) -> Route {
+    let candidate = &path.candidate;
+    Route {
+        interface: Some(candidate.link.clone()),
+        source: candidate.source.map(Into::into),
+        names: Some(network.names(candidate.index, &candidate.link).into()),
+    }
+}
+
+/// Makes a client for a route.
+pub type Make = Box<dyn Fn(&Route) -> Result<Client, ClientError> + Send + Sync>;
+
+/// Runs for as long as the conversation. `lines` are the conversation's clients and how each is
+/// made for another route.
+pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(Line, Make)]) {
+    loop {
+        let gone = broken(network, &path, lines).await;
+        let preference = Preference {
+            first: Some(path.candidate.index),
+            last: None,
+        };
+        let next = match network.race(target, preference, RACE).await {
+            Ok(next) => next,
+            Err(error) => {
+                warn!("{path}: the path is broken, and there is no other; {error}");
+                continue;
+            }
+        };
+        if next == path && !gone {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        info!("{target} is reached over {next} now; the path before was {path}");
+        path = next;
+        let route = route(network, &path);
+        for (line, make) in lines {
+            match make(&route) {
+                Ok(client) => line.replace(client),
+                Err(error) => warn!("{error}"),
+            }
+        }
+    }
+}
+
+/// Waits until link or address of the path have gone (true), or a conversation over it has
+/// broken.
+async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) -> bool {
+    let mut links = network.watch();
+    let gone = async {
+        loop {
+            // The sender lives in `network`.
+            let _ = links.wait_for(|table| !path.is_sound(table)).await;
+            let back = links.wait_for(|table| path.is_sound(table));
+            if timeout(GRACE, back).await.is_err() {
+                return;
+            }
+        }
+    };
+    let troubles = lines.iter().map(|(line, _)| Box::pin(line.trouble()));
+    let trouble = futures_util::future::select_all(troubles);
+    tokio::select! {
+        () = gone => true,
+        _ = trouble => false,
+    }
+}
