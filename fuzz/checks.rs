@@ -18,8 +18,11 @@ use metal_anvil::net::lldp::neighbours::{Neighbours, describe};
 use metal_anvil::net::nd_option;
 use tokio::time::Instant;
 
+/// Panics when an input breaks a promise.
+pub type Check = fn(&[u8]);
+
 /// A check by its name, which is that of the fuzz target and of its corpus directory.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [(&str, Check); 6] = [
     ("nd_options", nd_options),
     ("lldp", lldp),
     ("sntp", sntp),
@@ -44,7 +47,7 @@ pub fn nd_options(data: &[u8]) {
     if let Ok(advertisement) = advert::parse(data) {
         assert!(advertisement.prefixes.len() <= 16);
         for prefix in advertisement.prefixes {
-            prefix.obstacle();
+            let _ = prefix.obstacle();
         }
     }
     let text = servers.render(|index| (index < 100).then(|| format!("eth{index}")));
@@ -166,9 +169,9 @@ pub fn metal_config(data: &[u8]) {
     assert!(line.layer.token.is_none() && line.layer.ticket.is_none());
     layers.push((Source::CommandLine, line.layer));
     let settings = Settings::from_layers(layers);
-    settings.summary();
+    let _ = settings.summary();
     let policy = &settings.policy;
-    policy.switches();
+    assert!(policy.switches().timeout.as_secs() <= 3600);
     for time in [
         policy.slaac_timeout(),
         policy.reboot_delay(),

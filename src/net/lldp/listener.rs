@@ -251,6 +251,7 @@ fn is_down(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::device::Device;
     use crate::net::mac::MacAddress;
     use rtnetlink::packet_route::RouteNetlinkMessage;
     use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
@@ -267,8 +268,14 @@ mod tests {
             LinkAttribute::IfName("eth0".to_owned()),
             LinkAttribute::Address(vec![0x52, 0x54, 0, 0, 0, 1]),
         ];
+        let hardware = Device {
+            bus_path: "pci0000:00/0000:00:03.0".to_owned(),
+            driver: "virtio_net".to_owned(),
+        };
         let mut table = Table::default();
-        table.apply(&RouteNetlinkMessage::NewLink(message), |_| true);
+        table.apply(&RouteNetlinkMessage::NewLink(message), |_| {
+            Some(hardware.clone())
+        });
         table
     }
 
