@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 pub use crate::control::helper_answer::{LldpPolicy, Policy};
+use crate::image;
 use crate::net::lldp::Requirement;
 
 /// A failure stays on the screen so long: a technician can read it, and a broken rack does
@@ -39,6 +40,8 @@ impl Policy {
                 .or(below.boot_helper_timeout_seconds),
             reboot_delay_seconds: self.reboot_delay_seconds.or(below.reboot_delay_seconds),
             wait_hours: self.wait_hours.or(below.wait_hours),
+            image_without_checksum: self.image_without_checksum.or(below.image_without_checksum),
+            image_max_gib: self.image_max_gib.or(below.image_max_gib),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
         }
@@ -70,6 +73,13 @@ impl Policy {
             .unwrap_or(WAIT_HOURS)
             .clamp(1, MAX_WAIT_HOURS);
         Duration::from_secs(hours * 3600)
+    }
+
+    /// Bytes that an image may unpack to.
+    #[must_use]
+    pub fn image_limit(&self) -> u64 {
+        self.image_max_gib
+            .map_or(image::DEFAULT_LIMIT, |gib| gib.saturating_mul(1 << 30))
     }
 
     /// The switches that have to be heard before the machine registers.
@@ -120,6 +130,9 @@ mod tests {
         assert_eq!(Policy::default().reboot_delay(), REBOOT_DELAY);
         let odd = policy(serde_json::json!({"reboot_delay_seconds": 1_000_000, "wait_hours": 0}));
         assert_eq!(odd.reboot_delay(), LONGEST);
+        assert_eq!(odd.image_limit(), image::DEFAULT_LIMIT);
+        let small = policy(serde_json::json!({"image_max_gib": 2}));
+        assert_eq!(small.image_limit(), 2 << 30);
         assert_eq!(odd.wait(), Duration::from_secs(3600));
     }
 }

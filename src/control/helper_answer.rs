@@ -124,6 +124,12 @@ pub struct Policy {
     /// How long to wait for an allocation before a planned reboot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_hours: Option<u64>,
+    /// An image with no checksum beside it is installed all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_without_checksum: Option<bool>,
+    /// How much an image may unpack to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_max_gib: Option<u64>,
     /// Serials, WWNs or paths of disks that are never written.
     #[serde(
         deserialize_with = "null_is_default",

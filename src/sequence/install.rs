@@ -12,13 +12,12 @@ use super::come_back;
 use super::failure::{During, Failure, Step};
 use super::finish::{Installed, NewKernel};
 use super::preflight::Checked;
-use super::progress::ProgressLine;
 use crate::control::api::EventType;
 use crate::decide::Journal;
 use crate::efi::device_path::EspLocation;
 use crate::efi::{boot, esp, journal};
 use crate::image::root::RootDir;
-use crate::image::{self, VerifiedImage};
+use crate::image::{self, Progress, VerifiedImage};
 use crate::install::files::{self, Facts};
 use crate::install::{self, BootInfo, chroot, kexec, native};
 use crate::storage::apply::apply;
@@ -124,12 +123,11 @@ impl Allocated {
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
-            let progress = ProgressLine::default();
             let downloads = &self.registered.authorized.downloads;
-            let show = |so_far| progress.show(so_far);
+            let show = |so_far: Progress| tracing::info!("{so_far}");
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
-                    tracing::info!("{image}");
+                    tracing::info!("{}", image.summary());
                     return Ok((target, image));
                 }
                 Err(error) if error.retry_from_origin() && source.cache.take().is_some() => {
