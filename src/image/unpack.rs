@@ -183,9 +183,15 @@ impl Unpacker<'_> {
         }
     }
 
+    /// Keeps the text ACLs for the end. With `--xattrs-include='*'` GNU tar stores an ACL a
+    /// second time, in the kernel's own form, whose numbers need no account: that one counts.
     fn defer_acls(&mut self, path: &Path, entry: &Entry) -> Result<(), Stop> {
-        let Acls { access, default } = &entry.acls;
-        let texts = access.iter().chain(default);
+        let stored = |name: &[u8]| entry.xattrs.iter().any(|(known, _)| known == name);
+        let acls = Acls {
+            access: entry.acls.access.clone().filter(|_| !stored(ACCESS_ACL)),
+            default: entry.acls.default.clone().filter(|_| !stored(DEFAULT_ACL)),
+        };
+        let texts = acls.access.iter().chain(&acls.default);
         let bytes: usize = texts.map(Vec::len).sum();
         if bytes == 0 {
             return Ok(());
@@ -194,7 +200,7 @@ impl Unpacker<'_> {
         if self.deferred > MAX_DEFERRED {
             return Err(refused(&entry.path, "too many ACLs"));
         }
-        self.acls.push((path.to_owned(), entry.acls.clone()));
+        self.acls.push((path.to_owned(), acls));
         Ok(())
     }
 
