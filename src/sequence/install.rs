@@ -177,9 +177,12 @@ impl Allocated {
                 .during(Step::Installer)?;
         }
         match chroot::find_installer(&root).during(Step::Installer)? {
-            Some(installer) => chroot::run(&root, installer, chroot::DEADLINE, &[password])
-                .await
-                .during(Step::Installer)?,
+            Some(installer) => {
+                let secrets = files::secrets(&facts);
+                chroot::run(&root, installer, chroot::DEADLINE, &secrets)
+                    .await
+                    .during(Step::Installer)?;
+            }
             None => {
                 tracing::info!("the image ships no installer: the agent does its work");
                 let facts = native::Facts {
@@ -220,11 +223,21 @@ impl Allocated {
             guid: partition.guid,
         };
         let efi = &self.registered.authorized.connected.booted.efi;
-        let entries =
-            boot::install_entries(efi, id, &[location], &loader).during(Step::BootEntry)?;
+        let entry = match boot::install_entries(efi, id, &[location], &loader) {
+            Ok(entries) => entries.first().copied(),
+            Err(error) if error.is_nvram() => {
+                tracing::warn!(
+                    "{error}; falling back on the removable path, which firmware tries without an entry"
+                );
+                esp::make_removable(&esp_mount(target, partition), &loader)
+                    .during(Step::BootEntry)?;
+                None
+            }
+            Err(error) => return Err(error).during(Step::BootEntry),
+        };
         Ok(NewKernel {
             loaded: kexec::load(boot_info, image),
-            entry: entries.first().copied(),
+            entry,
         })
     }
 
