@@ -3,6 +3,8 @@
 //! A program, not a test (`harness = false`, `test = false`): `scripts/bench` runs it. Nothing is
 //! asserted about speed.
 
+#[path = "bench/image.rs"]
+mod image;
 mod support;
 
 use std::fs;
@@ -42,8 +44,12 @@ fn main() {
     let as_json = names.iter().any(|name| name == "--json");
     names.retain(|name| name != "--json");
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let benches: [(&str, fn() -> Vec<Row>); 3] =
-        [("size", size), ("boot", boot), ("install", install)];
+    let benches: [(&str, fn() -> Vec<Row>); 4] = [
+        ("size", size),
+        ("boot", boot),
+        ("install", install),
+        ("image", image::image),
+    ];
     if let Some(unknown) = names
         .iter()
         .find(|name| !benches.iter().any(|(known, _)| known == name))

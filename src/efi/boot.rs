@@ -138,6 +138,7 @@ pub fn install_entries(
     let old_order = order(vars)?;
     let description = description(os);
     let mut ours: Vec<u16> = Vec::new();
+    let mut deleted: Vec<u16> = Vec::new();
     for partition in partitions {
         let made = match entry_for(vars, &description, partition, loader, &old_order) {
             Err(Error::NvramFull { .. }) => {
@@ -145,6 +146,7 @@ pub fn install_entries(
                 warn!(entries = ?old, "no room for a boot entry: our old ones go first");
                 for number in old {
                     vars.delete(&entry_name(number), GLOBAL)?;
+                    deleted.push(number);
                 }
                 entry_for(vars, &description, partition, loader, &old_order)
             }
@@ -158,15 +160,17 @@ pub fn install_entries(
     let stale = stale(vars, &ours)?;
     let mut new_order = ours.clone();
     for number in old_order {
-        if !new_order.contains(&number) && !stale.contains(&number) {
+        let gone = stale.contains(&number) || deleted.contains(&number);
+        if !new_order.contains(&number) && !gone {
             new_order.push(number);
         }
     }
     set_order(vars, &new_order)?;
-    for number in &stale {
-        vars.delete(&entry_name(*number), GLOBAL)?;
+    for number in stale {
+        vars.delete(&entry_name(number), GLOBAL)?;
+        deleted.push(number);
     }
-    info!(entries = ?ours, deleted = ?stale, order = ?new_order, loader, "boot order set");
+    info!(entries = ?ours, ?deleted, order = ?new_order, loader, "boot order set");
     Ok(ours)
 }
 
