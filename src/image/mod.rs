@@ -23,6 +23,7 @@ mod pipeline;
 mod progress;
 pub mod root;
 mod unpack;
+mod write_back;
 mod xattr;
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
@@ -26,6 +27,7 @@ use super::metadata::{file_metadata, node_metadata, owner_mode_xattrs, time};
 use super::pax::Acls;
 use super::pipe::Stop;
 use super::root::{Links, RootDir, create_new};
+use super::write_back::WriteBack;
 use super::xattr;
 
 /// More files than any image has; a bound on what hostile input can make us do.
@@ -57,17 +59,31 @@ pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Res
         root,
         parent: None,
         file_systems: Vec::new(),
+        write_back: WriteBack::start()?,
+        nudged: 0,
         directories: Vec::new(),
         acls: Vec::new(),
         deferred: 0,
     };
-    each(source, counters, |archive, entry| {
+    let done = each(source, counters, |archive, entry| {
         let name = entry.path.clone();
+        let at = archive.position();
+        if at - unpacker.nudged >= NUDGE_EVERY {
+            unpacker.nudged = at;
+            unpacker.write_back.nudge(&unpacker.file_systems);
+        }
         unpacker
             .entry(archive, entry)
             .map_err(|stop| unpacker.numbers_for_full_disk(stop, &name, archive.position()))
-    })?;
-    unpacker.finish()
+    });
+    match done {
+        Ok(()) => unpacker.finish(),
+        Err(stop) => {
+            // Its open files would keep the target busy; `stop` is what went wrong first.
+            let _ = unpacker.write_back.finish();
+            Err(stop)
+        }
+    }
 }
 
 /// Reads the whole stream as [`unpack`] would, and writes nothing.
@@ -106,7 +122,10 @@ struct Unpacker<'a> {
     /// The directory used last: entries come directory by directory.
     parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// One descriptor on each file system written to, for the flush at the end.
-    file_systems: Vec<(u64, Rc<OwnedFd>)>,
+    file_systems: Vec<(u64, Arc<OwnedFd>)>,
+    write_back: WriteBack,
+    /// Where in the archive write-back was last asked for.
+    nudged: u64,
     directories: Vec<Deferred>,
     /// ACLs name accounts, which the image lists somewhere in `/etc`.
     acls: Vec<(PathBuf, Acls)>,
@@ -120,6 +139,10 @@ struct Deferred {
     /// A default ACL would be inherited by what is unpacked after it.
     default_acl: Option<Vec<u8>>,
 }
+
+/// Bytes of the archive after which what was written is sent to the disk: with much memory
+/// the kernel would begin only when all of it is there, and the last flush would wait for it.
+const NUDGE_EVERY: u64 = 64 << 20;
 
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
@@ -265,7 +288,7 @@ impl Unpacker<'_> {
             let readable = self.root.lookup(path, flags, Links::Refuse);
             let readable =
                 readable.map_err(|errno| failed(entry, "opening its directory", errno))?;
-            self.file_systems.push((device, Rc::new(readable)));
+            self.file_systems.push((device, Arc::new(readable)));
         }
         self.parent = Some((path.to_owned(), Rc::clone(&fd)));
         Ok(fd)
@@ -421,6 +444,9 @@ impl Unpacker<'_> {
             futimens(&fd, &omit, &mtime)
                 .map_err(|errno| failed_at(&directory.path, "utimens", errno))?;
         }
+        self.write_back
+            .finish()
+            .map_err(|errno| failed_at(self.root.path(), "write-back", errno))?;
         for (_, fd) in &self.file_systems {
             syncfs(&**fd).map_err(|errno| failed_at(self.root.path(), "syncfs", errno))?;
         }
