@@ -10,7 +10,7 @@ mod server;
 mod tree;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -30,9 +30,34 @@ fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
 }
 
-fn directory() -> tempfile::TempDir {
-    // Below the clone: /tmp may be a tmpfs, which has neither user xattrs nor real holes.
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory of our own")
+/// An ext4 of its own in memory: it has every kind of xattr, and its flush waits for nobody
+/// else's writes.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new() -> Self {
+        let disk = Self(scratch());
+        let script =
+            "truncate -s 4G disk; mkfs.ext4 -q -F -i 4096 disk; mkdir mnt; mount -o loop disk mnt";
+        command(script, disk.0.path());
+        disk
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("mnt")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What stays mounted keeps its directory, and a failed test has said why it failed.
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
+}
+
+/// For hundreds of small installs: in memory, where each one's flush waits for nobody's disk.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").expect("a directory of our own")
 }
 
 fn command(line: &str, dir: &Path) {
@@ -60,10 +85,9 @@ async fn install(server: &Server, name: &str, dir: &Path) -> Result<image::Summa
 
 /// Unpacks `archive` with the agent and with GNU tar and compares the trees.
 async fn assert_as_gnu_tar(archive: &Path, flags: &str, what: &str) {
-    let dir = directory();
-    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
-    std::fs::create_dir(&ours).expect("a directory");
-    std::fs::create_dir(&theirs).expect("a directory");
+    let dir = archive.parent().expect("the disk");
+    let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+    command("rm -rf ours theirs; mkdir ours theirs", dir);
     let bytes = std::fs::read(archive).expect("the archive");
     let server = Server::start();
     server.put("img", Served::new(bytes));
@@ -74,7 +98,7 @@ async fn assert_as_gnu_tar(archive: &Path, flags: &str, what: &str) {
         "tar -xpf {} -C theirs --numeric-owner {flags}",
         archive.display()
     );
-    command(&unpack, dir.path());
+    command(&unpack, dir);
     assert_same(&tree::manifest(&ours), &tree::manifest(&theirs), what);
 }
 
@@ -98,8 +122,9 @@ fn assert_same(ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String
 /// pax and GNU archives, with every attribute that each can hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn trees_come_out_as_gnu_tar_unpacks_them() {
-    let dir = directory();
-    let root = dir.path().join("tree");
+    let disk = Disk::new();
+    let dir = disk.path();
+    let root = dir.join("tree");
     println!("seed {SEED:#x}");
     tree::grow(&root, SEED, number("TORTURE_FILES", 2000));
     let listed = tree::manifest(&root);
@@ -119,22 +144,22 @@ async fn trees_come_out_as_gnu_tar_unpacks_them() {
         ("--format=posix -S --sparse-version=0.0", "--selinux"),
         ("--format=gnu -S", ""),
     ] {
-        let archive = dir.path().join("a.tar");
+        let archive = dir.join("a.tar");
         let pack = format!("tar -cf a.tar -C tree --numeric-owner {format} {flags} .");
-        command(&pack, dir.path());
+        command(&pack, &dir);
         assert_as_gnu_tar(&archive, flags, &pack).await;
     }
     // Against the tree itself, so that a common mistake of both would show.
-    let out = dir.path().join("out");
+    let out = dir.join("out");
     std::fs::create_dir(&out).expect("a directory");
     command(
         &format!("tar -c -C tree --numeric-owner --format=posix -S {all} . | zstd -q > a.zst"),
-        dir.path(),
+        &dir,
     );
     let server = Server::start();
     server.put(
         "img",
-        Served::new(std::fs::read(dir.path().join("a.zst")).expect("archive")),
+        Served::new(std::fs::read(dir.join("a.zst")).expect("archive")),
     );
     install(&server, "img", &out).await.expect("the image");
     assert_same(&tree::manifest(&out), &listed, "the tree that was packed");
@@ -144,12 +169,11 @@ async fn trees_come_out_as_gnu_tar_unpacks_them() {
 struct Images {
     packed: Vec<(&'static str, Arc<Vec<u8>>)>,
     manifest: BTreeMap<String, String>,
-    _dir: tempfile::TempDir,
 }
 
 impl Images {
     fn new() -> Self {
-        let dir = directory();
+        let dir = scratch();
         let root = dir.path().join("tree");
         tree::grow_small(&root, SEED);
         let packers = [
@@ -169,7 +193,6 @@ impl Images {
         Self {
             packed: packed.into(),
             manifest: tree::manifest(&root),
-            _dir: dir,
         }
     }
 }
@@ -221,7 +244,7 @@ async fn truncation_is_always_found() {
                     served.sha256 = sha256(&bytes);
                 }
                 server.put(&name, served);
-                let dir = directory();
+                let dir = scratch();
                 let error = match install(server, &name, dir.path()).await {
                     Ok(_) => panic!("{format}: cut at {at} of {}, and accepted", bytes.len()),
                     Err(error) => error,
@@ -253,7 +276,7 @@ async fn a_flipped_bit_is_always_found() {
                     ..Served::new(damaged)
                 };
                 server.put(&name, served);
-                let dir = directory();
+                let dir = scratch();
                 let error = match install(server, &name, dir.path()).await {
                     Ok(_) => panic!("{format}: a bit of byte {at} flipped, and accepted"),
                     Err(error) => error,
@@ -289,7 +312,7 @@ async fn a_connection_cut_anywhere_is_made_whole() {
                     ..Served::new(bytes.to_vec())
                 },
             );
-            let dir = directory();
+            let dir = scratch();
             let summary = install(server, &name, dir.path()).await;
             let summary = summary.unwrap_or_else(|error| panic!("{format}: cut at {at}: {error}"));
             assert_eq!(summary.progress.downloaded, length as u64);
