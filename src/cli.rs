@@ -5,13 +5,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use reqwest::Client;
+use tokio::runtime::Runtime;
 
 use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
 use crate::hardware::{self, Roots, capture};
 use crate::image::{self, ImageSource, Progress};
 use crate::net::lldp::live::{self, Format};
+
+/// Authorities of one site: a few certificates.
+const MAX_PEM: u64 = 1 << 20;
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
 /// else it is this command line, which never writes to a disk.
@@ -41,7 +46,7 @@ enum Verb {
     /// Check a metal.config before it goes onto a medium
     #[command(subcommand)]
     Config(ConfigVerb),
-    /// Fetch and unpack OS images
+    /// Fetch, check and unpack OS images
     #[command(subcommand)]
     Image(ImageVerb),
     /// See which switch ports this host hangs on
@@ -73,13 +78,56 @@ enum ConfigVerb {
 
 #[derive(Subcommand)]
 enum ImageVerb {
-    /// Stream the image at URL into DIR and verify it against the checksum beside it
+    /// Stream the image at URL into DIR and verify it, as an install does
+    ///
+    /// Download, checksum, unpacking and writing go on at the same time, nothing is stored on
+    /// the way, and a broken connection is resumed. Owners, devices and capabilities need root.
+    /// After a failure DIR holds a part of the image, perhaps a wrong one.
+    #[command(after_help = IMAGE_HELP)]
     Write {
-        /// http:// or https:// URL of an img.tar.lz4
-        url: url::Url,
-        /// An empty directory
+        #[command(flatten)]
+        image: Box<ImageArgs>,
+        /// Directory to unpack into; it must exist and should be empty
         dir: PathBuf,
     },
+    /// Download the image at URL and check all of it, writing nothing
+    ///
+    /// Checks what an install would: the checksum beside it, its length, the end of the packed
+    /// stream, and that every tar entry can be understood and is not refused for its name.
+    #[command(after_help = IMAGE_HELP)]
+    Verify {
+        #[command(flatten)]
+        image: Box<ImageArgs>,
+    },
+}
+
+const IMAGE_HELP: &str = "\
+An image is a tar archive (ustar, pax or GNU), plain or packed with lz4, zstd, gzip or xz; its
+first bytes tell, not its name. URL.sha512, URL.sha256 or URL.md5 holds its checksum as sha256sum
+prints it; the strongest that exists counts.
+
+Progress is shown on standard error once a second. Exit status: 0 the image is in order, 1 it is
+not or could not be fetched, 2 wrong usage.";
+
+#[derive(Args)]
+struct ImageArgs {
+    /// http:// or https:// URL of the image
+    url: url::Url,
+    /// Base URL of an image cache: replaces scheme and host of URL, which is tried next
+    #[arg(long, value_name = "URL")]
+    cache: Option<url::Url>,
+    /// PEM file with an authority to trust in addition to the public ones
+    #[arg(long, value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
+    /// Accept an image that has no checksum beside it
+    #[arg(long)]
+    without_checksum: bool,
+    /// Refuse an image that unpacks to more than this
+    #[arg(long, value_name = "GIB", default_value_t = image::DEFAULT_LIMIT >> 30)]
+    max_gib: u64,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 /// Runs one verb.
@@ -90,8 +138,9 @@ pub fn run() -> ExitCode {
         Verb::Inventory { json, recorded } => inventory(json, recorded.as_deref()),
         Verb::Capture { dir } => capture(&dir),
         Verb::Config(ConfigVerb::Check { file }) => check_config(&file),
-        Verb::Image(ImageVerb::Write { url, dir }) => write_image(url, &dir),
         Verb::Lldp(LldpVerb::Listen { interface, json }) => listen(&interface, json),
+        Verb::Image(ImageVerb::Write { image, dir }) => write_image(&image, &dir),
+        Verb::Image(ImageVerb::Verify { image }) => verify_image(&image),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,14 +186,11 @@ fn check_config(path: &Path) -> Done {
     Err(format!("{}: {}", path.display(), problems.join("\n  ")).into())
 }
 
-fn write_image(url: url::Url, dir: &Path) -> Done {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let client = http::download_client(Trust::Public)?;
-    let source = ImageSource { url, cache: None };
-    let image = runtime.block_on(image::install(&client, &source, dir, &|_: Progress| ()))?;
-    println!("{image}");
+fn write_image(args: &ImageArgs, dir: &Path) -> Done {
+    let (runtime, client, source) = args.prepare()?;
+    let show = |progress| args.show(progress);
+    let image = runtime.block_on(image::install(&client, &source, dir, &show))?;
+    println!("{}", image.summary());
     Ok(())
 }
 
@@ -155,6 +201,40 @@ fn listen(interface: &str, json: bool) -> Done {
     let format = if json { Format::Json } else { Format::Line };
     runtime.block_on(live::listen(interface, format, &mut std::io::stdout()))?;
     Ok(())
+}
+
+fn verify_image(args: &ImageArgs) -> Done {
+    let (runtime, client, source) = args.prepare()?;
+    let show = |progress| args.show(progress);
+    let summary = runtime.block_on(image::verify(&client, &source, &show))?;
+    println!("{summary}");
+    Ok(())
+}
+
+impl ImageArgs {
+    fn prepare(&self) -> Result<(Runtime, Client, ImageSource), Box<dyn std::error::Error>> {
+        let pem = match &self.ca_cert {
+            Some(path) => Some(String::from_utf8(read(path, MAX_PEM)?)?),
+            None => None,
+        };
+        let trust = pem.as_deref().map_or(Trust::Public, Trust::PublicAnd);
+        let source = ImageSource {
+            cache: self.cache.clone(),
+            without_checksum: self.without_checksum,
+            limit: self.max_gib.saturating_mul(1 << 30),
+            ..ImageSource::new(self.url.clone())
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        Ok((runtime, http::download_client(trust)?, source))
+    }
+
+    fn show(&self, progress: Progress) {
+        if !self.quiet {
+            eprintln!("{progress}");
+        }
+    }
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, String> {

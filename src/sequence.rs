@@ -16,7 +16,6 @@ pub mod failure;
 mod finish;
 mod install;
 mod preflight;
-mod progress;
 mod register;
 
 use std::convert::Infallible;

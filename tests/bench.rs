@@ -3,6 +3,8 @@
 //! A program, not a test (`harness = false`, `test = false`): `scripts/bench` runs it. Nothing is
 //! asserted about speed.
 
+#[path = "bench/image.rs"]
+mod image;
 mod support;
 
 #[path = "network/lab.rs"]
@@ -52,12 +54,13 @@ fn main() {
     let as_json = names.iter().any(|name| name == "--json");
     names.retain(|name| name != "--json");
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let benches: [(&str, fn() -> Vec<Row>); 5] = [
+    let benches: [(&str, fn() -> Vec<Row>); 6] = [
         ("size", size),
         ("slaac", slaac),
         ("boot", boot),
         ("install", install),
         ("inventory", inventory),
+        ("image", image::image),
     ];
     if let Some(unknown) = names
         .iter()

@@ -62,7 +62,9 @@ pub fn parse(text: &str) -> CommandLine {
 /// Keys whose JSON type is not text are written as text on a command line.
 fn typed(key: &str, value: String) -> Value {
     match key {
-        "debug" | "ipv6" | "proxy_apiserver" => Value::Bool(truth(&value)),
+        "debug" | "ipv6" | "proxy_apiserver" | "policy.image_without_checksum" => {
+            Value::Bool(truth(&value))
+        }
         "ntp_servers" | "policy.exclude_disks" | "policy.inventory_tags" => {
             value.split(',').map(str::to_owned).collect()
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::bmc;
 pub use crate::control::helper_answer::{AddrGenMode, BmcUse, LldpPolicy, Policy};
+use crate::image;
 use crate::net::lldp::Requirement;
 
 /// A failure stays on the screen so long: a technician can read it, and a broken rack does
@@ -44,6 +45,8 @@ impl Policy {
             bmc: self.bmc.or(below.bmc),
             bmc_user: self.bmc_user.or(below.bmc_user),
             bmc_super_user: self.bmc_super_user.or(below.bmc_super_user),
+            image_without_checksum: self.image_without_checksum.or(below.image_without_checksum),
+            image_max_gib: self.image_max_gib.or(below.image_max_gib),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
             inventory_tags: if self.inventory_tags.is_empty() {
@@ -92,6 +95,13 @@ impl Policy {
     #[must_use]
     pub fn bmc_super_user(&self) -> &str {
         self.bmc_super_user.as_deref().unwrap_or(bmc::SUPER_USER)
+    }
+
+    /// Bytes that an image may unpack to.
+    #[must_use]
+    pub fn image_limit(&self) -> u64 {
+        self.image_max_gib
+            .map_or(image::DEFAULT_LIMIT, |gib| gib.saturating_mul(1 << 30))
     }
 
     /// The switches that have to be heard before the machine registers.
@@ -162,6 +172,9 @@ mod tests {
         assert_eq!(count(serde_json::json!({"chassis": 1})), (2, 1));
         let odd = policy(serde_json::json!({"reboot_delay_seconds": 1_000_000, "wait_hours": 0}));
         assert_eq!(odd.reboot_delay(), LONGEST);
+        assert_eq!(odd.image_limit(), image::DEFAULT_LIMIT);
+        let small = policy(serde_json::json!({"image_max_gib": 2}));
+        assert_eq!(small.image_limit(), 2 << 30);
         assert_eq!(odd.wait(), Duration::from_secs(3600));
     }
 }

@@ -145,6 +145,12 @@ pub struct Policy {
     /// The BMC user that gets the control plane's super-user password.
     #[serde(with = "text", skip_serializing_if = "Option::is_none")]
     pub bmc_super_user: Option<String>,
+    /// An image with no checksum beside it is installed all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_without_checksum: Option<bool>,
+    /// How much an image may unpack to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_max_gib: Option<u64>,
     /// Serials, WWNs or paths of disks that are never written.
     #[serde(
         deserialize_with = "null_is_default",

@@ -138,28 +138,39 @@ pub fn install_entries(
     let old_order = order(vars)?;
     let description = description(os);
     let mut ours: Vec<u16> = Vec::new();
+    let mut deleted: Vec<u16> = Vec::new();
     for partition in partitions {
-        let number = entry_for(vars, &description, partition, loader, &old_order)?;
+        let made = match entry_for(vars, &description, partition, loader, &old_order) {
+            Err(Error::NvramFull { .. }) => {
+                let old = stale(vars, &ours)?;
+                warn!(entries = ?old, "no room for a boot entry: our old ones go first");
+                for number in old {
+                    vars.delete(&entry_name(number), GLOBAL)?;
+                    deleted.push(number);
+                }
+                entry_for(vars, &description, partition, loader, &old_order)
+            }
+            made => made,
+        };
+        let number = made?;
         if !ours.contains(&number) {
             ours.push(number);
         }
     }
-    let stale: Vec<u16> = entries(vars)?
-        .into_iter()
-        .filter(|(number, entry)| is_marked(&entry.description) && !ours.contains(number))
-        .map(|(number, _)| number)
-        .collect();
+    let stale = stale(vars, &ours)?;
     let mut new_order = ours.clone();
     for number in old_order {
-        if !new_order.contains(&number) && !stale.contains(&number) {
+        let gone = stale.contains(&number) || deleted.contains(&number);
+        if !new_order.contains(&number) && !gone {
             new_order.push(number);
         }
     }
     set_order(vars, &new_order)?;
-    for number in &stale {
-        vars.delete(&entry_name(*number), GLOBAL)?;
+    for number in stale {
+        vars.delete(&entry_name(number), GLOBAL)?;
+        deleted.push(number);
     }
-    info!(entries = ?ours, deleted = ?stale, order = ?new_order, loader, "boot order set");
+    info!(entries = ?ours, ?deleted, order = ?new_order, loader, "boot order set");
     Ok(ours)
 }
 
@@ -239,6 +250,15 @@ fn boot_disk_with(
         disks: list(disks.to_vec()),
         esps: list(esps.iter().map(Partition::device).collect()),
     })
+}
+
+/// Entries with our mark other than `ours`.
+fn stale(vars: &Vars, ours: &[u16]) -> Result<Vec<u16>, Error> {
+    Ok(entries(vars)?
+        .into_iter()
+        .filter(|(number, entry)| is_marked(&entry.description) && !ours.contains(number))
+        .map(|(number, _)| number)
+        .collect())
 }
 
 /// The number of an entry that loads `loader` from `partition`: one that does so already

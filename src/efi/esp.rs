@@ -104,6 +104,43 @@ pub fn loader_in(esp: &Path, bootloader_id: &str) -> Result<String, Error> {
         })
 }
 
+/// Makes sure that `EFI/BOOT/BOOTX64.EFI` exists, which firmware starts from a disk that no
+/// boot entry leads to (UEFI 2.10, 3.5.1.1). One that is there stays: it is the image's.
+/// Otherwise it becomes a copy of `loader` (as [`loader_in`] gives it), with the programs
+/// beside it that a shim starts by their name.
+///
+/// # Errors
+/// A file could not be copied.
+pub fn make_removable(esp: &Path, loader: &str) -> Result<(), Error> {
+    if file_ignoring_case(esp, &["EFI", "BOOT", "BOOTX64.EFI"]).is_some() {
+        return Ok(());
+    }
+    let from = esp.join(loader.trim_start_matches('\\').replace('\\', "/"));
+    let directory = match entry_ignoring_case(&esp.join("EFI"), "BOOT") {
+        Some((path, _)) => path,
+        None => esp.join("EFI/BOOT"),
+    };
+    fs::create_dir_all(&directory).map_err(Error::io("make", &directory))?;
+    let beside = from.parent().unwrap_or(esp);
+    for name in ["grubx64.efi", "mmx64.efi"] {
+        if let Some((file, name)) = entry_ignoring_case(beside, name) {
+            copy(&file, &directory.join(name))?;
+        }
+    }
+    // Last: a loader without what it loads would boot into nothing.
+    copy(&from, &directory.join("BOOTX64.EFI"))
+}
+
+/// Copies a file onto the disk; it has its name only when all of it is there.
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let unfinished = to.with_extension("NEW");
+    fs::copy(from, &unfinished).map_err(Error::io("copy", from))?;
+    fs::File::open(&unfinished)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| fs::rename(&unfinished, to))
+        .map_err(Error::io("write", to))
+}
+
 /// A loader of whatever system is on the partition: `EFI/*/shimx64.efi`, then
 /// `EFI/*/grubx64.efi`, then `EFI/BOOT/BOOTX64.EFI`.
 #[must_use]
@@ -213,6 +250,29 @@ mod tests {
             let found = loader_in(dir.path(), id).unwrap();
             assert_eq!(found, "\\EFI\\BOOT\\BOOTX64.EFI");
         }
+    }
+
+    #[test]
+    fn the_removable_path_is_made_once_with_all_that_shim_needs() {
+        let dir = tree(&[
+            "EFI/debian/shimx64.efi",
+            "EFI/debian/GRUBX64.EFI",
+            "EFI/debian/fbx64.efi",
+        ]);
+        fs::write(dir.path().join("EFI/debian/shimx64.efi"), b"MZ shim").unwrap();
+        let loader = loader_in(dir.path(), "debian").unwrap();
+        make_removable(dir.path(), &loader).unwrap();
+        let mut made = names(&dir.path().join("EFI/BOOT"));
+        made.sort();
+        assert_eq!(made, ["BOOTX64.EFI", "GRUBX64.EFI"]);
+        let bytes = || fs::read(dir.path().join("EFI/BOOT/BOOTX64.EFI")).unwrap();
+        assert_eq!(bytes(), b"MZ shim");
+        // What is there belongs to the image.
+        fs::write(dir.path().join("EFI/BOOT/BOOTX64.EFI"), b"MZ other").unwrap();
+        make_removable(dir.path(), &loader).unwrap();
+        assert_eq!(bytes(), b"MZ other");
+        let error = make_removable(tree(&["EFI/x"]).path(), "\\EFI\\x\\shimx64.efi").unwrap_err();
+        assert!(error.to_string().contains("shimx64.efi"), "{error}");
     }
 
     #[test]

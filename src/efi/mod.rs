@@ -88,6 +88,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// The firmware takes no more variables: it is full, broken or locked.
+    #[must_use]
+    pub fn is_nvram(&self) -> bool {
+        matches!(
+            self,
+            Self::NvramFull { .. }
+                | Self::NvramFailed { .. }
+                | Self::NvramRefused { .. }
+                | Self::NoFreeEntry
+        )
+    }
+
     /// For `map_err`: an I/O error with what was done to which path.
     pub(crate) fn io<'a>(
         action: &'static str,

@@ -9,7 +9,7 @@ use std::io::BufRead;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::error::Error;
-use super::pax::{MAX_HEADER, Records, Sparse};
+use super::pax::{Acls, MAX_HEADER, Records, Sparse};
 use super::pipe::{Stop, is_cut_off};
 
 const BLOCK: u64 = 512;
@@ -31,6 +31,7 @@ pub struct Entry {
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub acls: Acls,
 }
 
 /// What a member is.
@@ -179,7 +180,7 @@ impl<R: BufRead> Archive<R> {
                         size,
                         parts: vec![(0, size)],
                     },
-                    Some(sparse) => self.pax_sparse(&sparse, &path)?,
+                    Some(sparse) => self.pax_sparse(sparse, &path)?,
                 }
             }
             EntryType::GNUSparse => {
@@ -219,6 +220,7 @@ impl<R: BufRead> Archive<R> {
             gid,
             mtime,
             xattrs: records.xattrs,
+            acls: records.acls,
         })
     }
 
@@ -234,14 +236,7 @@ impl<R: BufRead> Archive<R> {
             self.only_zeros()?;
             return Ok(None);
         }
-        let bytes = header.as_bytes();
-        let sum: u32 = bytes[..148]
-            .iter()
-            .chain(&bytes[156..])
-            .map(|&b| u32::from(b))
-            .sum();
-        // The checksum field itself counts as eight spaces.
-        if header.cksum().ok() != Some(sum + 8 * 32) {
+        if !sum_is_right(&header) {
             return self.wrong("a header's checksum is wrong");
         }
         if matches!(
@@ -371,17 +366,28 @@ impl<R: BufRead> Archive<R> {
         Ok(())
     }
 
-    /// pax sparse format 1.0: decimal numbers, one a line, in whole blocks before the data.
-    fn pax_sparse(&mut self, sparse: &Sparse, path: &[u8]) -> Result<Kind, Stop> {
-        let (Some(1), Some(0), Some(size)) = (sparse.major, sparse.minor, sparse.real_size) else {
-            return self.wrong(format!(
-                "{}: pax sparse format {}.{} is not supported; write the image with `tar \
-                 --format=gnu` or without -S",
+    /// The pax sparse formats 0.0 and 0.1 (map in the header) and 1.0 (map in the content).
+    fn pax_sparse(&mut self, sparse: Sparse, path: &[u8]) -> Result<Kind, Stop> {
+        match (sparse.major, sparse.minor, sparse.real_size) {
+            (Some(1), Some(0), Some(size)) => {
+                let parts = self.map_in_content()?;
+                self.sparse_file(size, parts, path)
+            }
+            (None | Some(0), None | Some(0 | 1), Some(size)) => {
+                self.sparse_file(size, sparse.parts, path)
+            }
+            _ => self.wrong(format!(
+                "{}: pax sparse format {}.{} is not supported, or has no size",
                 shown(path),
                 sparse.major.unwrap_or(0),
                 sparse.minor.unwrap_or(0)
-            ));
-        };
+            )),
+        }
+    }
+
+    /// Decimal numbers, one a line, in whole blocks before the data: how many parts, then
+    /// offset and length of each.
+    fn map_in_content(&mut self) -> Result<Vec<(u64, u64)>, Stop> {
         let mut numbers: Vec<u64> = Vec::new();
         let mut text = Vec::new();
         let mut expected = None;
@@ -414,11 +420,11 @@ impl<R: BufRead> Archive<R> {
                 }
             }
         }
-        let parts = numbers
-            .chunks_exact(2)
-            .map(|pair| (pair[0], pair[1]))
-            .collect();
-        self.sparse_file(size, parts, path)
+        let (pairs, _) = numbers.as_chunks::<2>();
+        Ok(pairs
+            .iter()
+            .map(|&[offset, length]| (offset, length))
+            .collect())
     }
 
     /// Parts must ascend, fit the file, and together be exactly what is stored.
@@ -493,6 +499,26 @@ impl<R: BufRead> Archive<R> {
             reason: reason.into(),
         }))
     }
+}
+
+/// Whether a file that begins with `head` begins with the header of a tar member.
+pub fn is_header(head: &[u8]) -> bool {
+    let mut header = Header::new_old();
+    match head.get(..BLOCK as usize) {
+        Some(block) if block.iter().any(|&byte| byte != 0) => {
+            header.as_mut_bytes().copy_from_slice(block);
+            sum_is_right(&header)
+        }
+        _ => false,
+    }
+}
+
+fn sum_is_right(header: &Header) -> bool {
+    let bytes = header.as_bytes();
+    let rest = bytes[..148].iter().chain(&bytes[156..]);
+    let sum: u32 = rest.map(|&byte| u32::from(byte)).sum();
+    // The checksum field itself counts as eight spaces.
+    header.cksum().ok() == Some(sum + 8 * 32)
 }
 
 fn broken(error: &std::io::Error, at: u64) -> Stop {

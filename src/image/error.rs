@@ -2,9 +2,11 @@
 
 use std::io;
 
+use nix::errno::Errno;
 use thiserror::Error;
 
 use super::checksum::Algorithm;
+use super::decode::Format;
 
 /// Why an image was not installed. URLs are shown without user info and query.
 #[derive(Debug, Error)]
@@ -28,7 +30,7 @@ pub enum Error {
     /// No checksum file exists beside the image.
     #[error(
         "{url}: no checksum beside the image (.sha512, .sha256 and .md5 are all 404 or 410); \
-         put one there, as sha256sum prints it"
+         put one there, as sha256sum prints it, or set policy.image_without_checksum"
     )]
     NoChecksum { url: String },
     /// The checksum file is not one.
@@ -56,18 +58,25 @@ pub enum Error {
         offset: u64,
         what: String,
     },
-    /// After a broken connection the server started from byte 0 again.
+    /// The first bytes are of no format that can be unpacked.
     #[error(
-        "GET {url}: broken off at byte {offset} and the server cannot continue there (no Range \
-         support); the image has to be fetched again from the start"
+        "{url}: not an image: it begins like {found}; expected a tar archive, plain or packed \
+         with lz4, zstd, gzip or xz"
     )]
-    NoRanges { url: String, offset: u64 },
-    /// The first bytes are not an lz4 frame.
-    #[error("{url}: not lz4: it begins like {found}; expected an lz4 frame (`lz4 image.tar`)")]
-    NotLz4 { url: String, found: String },
-    /// The lz4 stream is damaged.
-    #[error("the image's lz4 data is damaged after {at} bytes: {reason}")]
-    Lz4 { at: u64, reason: String },
+    Format { url: String, found: String },
+    /// The packed stream is damaged.
+    #[error("the image's {format} data is damaged after {at} unpacked bytes: {reason}")]
+    Damaged {
+        format: Format,
+        at: u64,
+        reason: String,
+    },
+    /// There is more in it than is accepted.
+    #[error(
+        "the image unpacks to more than {} GiB; if that is what it should be, raise \
+         policy.image_max_gib", limit >> 30
+    )]
+    TooLarge { limit: u64 },
     /// The tar stream is damaged, or has an entry that cannot be unpacked faithfully.
     #[error("the image's tar archive at byte {at}: {reason}")]
     Tar { at: u64, reason: String },
@@ -80,6 +89,21 @@ pub enum Error {
         entry: String,
         operation: &'static str,
         source: io::Error,
+    },
+    /// A file system of the target has no room left.
+    #[error(
+        "unpacking {entry}: {operation} failed: no space left: of {size} bytes {available} are \
+         free, of {inodes} inodes {free_inodes}; {unpacked} bytes of the image were unpacked \
+         until then. Give the layout a larger partition, or use a smaller image"
+    )]
+    DiskFull {
+        entry: String,
+        operation: &'static str,
+        size: u64,
+        available: u64,
+        inodes: u64,
+        free_inodes: u64,
+        unpacked: u64,
     },
     /// The target directory cannot be used.
     #[error("target root {path}: {source}")]
@@ -118,9 +142,21 @@ impl Error {
         )
     }
 
-    /// Damage that may come from the way here: only the checksum can tell.
+    /// What may come from damage on the way here: only the checksum can tell. A flipped bit
+    /// in a name makes an entry that is refused, or a link to nothing.
     pub(super) fn is_damage(&self) -> bool {
-        matches!(self, Self::Lz4 { .. } | Self::Tar { .. })
+        match self {
+            Self::Damaged { .. } | Self::TooLarge { .. } | Self::Tar { .. } => true,
+            Self::Refused { .. } => true,
+            Self::Write { source, .. } => {
+                let errno = source.raw_os_error().map(Errno::from_raw);
+                !matches!(
+                    errno,
+                    Some(Errno::EIO | Errno::EROFS | Errno::ENOMEM | Errno::EDQUOT)
+                )
+            }
+            _ => false,
+        }
     }
 }
 

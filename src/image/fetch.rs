@@ -1,12 +1,14 @@
 //! A download that survives broken connections, each byte delivered once.
 //!
-//! After a break the rest is asked for with Range and If-Range (RFC 9110 §13.1.5, §14); an
-//! answer that is not exactly the missing rest of the same file is an error, because the
-//! bytes before it are already unpacked.
+//! After a break the rest is asked for with Range and If-Range (RFC 9110 §13.1.5, §14). A
+//! server that knows no ranges sends the file from its start again: what was delivered
+//! already is skipped. Anything that is not this very file's rest is an error, because the
+//! bytes before it are unpacked; what slips through is found by the checksum, which runs
+//! over the bytes delivered.
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName,
     HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE,
@@ -165,6 +167,8 @@ pub struct Download<'a> {
     patience: &'a Patience,
     response: Option<Response>,
     offset: u64,
+    /// Bytes of the current answer that were delivered by an earlier one.
+    skip: u64,
     total: Option<u64>,
     etag: Option<HeaderValue>,
     last_modified: Option<HeaderValue>,
@@ -197,6 +201,7 @@ impl<'a> Download<'a> {
             client,
             patience,
             offset: 0,
+            skip: 0,
             total: length(headers),
             etag: headers.get(ETAG).cloned(),
             last_modified: headers.get(LAST_MODIFIED).cloned(),
@@ -231,8 +236,14 @@ impl<'a> Download<'a> {
                 continue;
             };
             let why = match timeout(self.patience.stall, response.chunk()).await {
-                Ok(Ok(Some(chunk))) if chunk.is_empty() => continue,
-                Ok(Ok(Some(chunk))) => {
+                Ok(Ok(Some(mut chunk))) => {
+                    let known = self.skip.min(chunk.len() as u64);
+                    self.skip -= known;
+                    // At most the chunk's length, which is a usize.
+                    chunk.advance(known as usize);
+                    if chunk.is_empty() {
+                        continue;
+                    }
                     self.offset += chunk.len() as u64;
                     if self.total.is_some_and(|total| self.offset > total) {
                         return Err(self.changed("more bytes than announced"));
@@ -240,6 +251,9 @@ impl<'a> Download<'a> {
                     self.failures = 0;
                     self.backoff.reset();
                     return Ok(Some(chunk));
+                }
+                Ok(Ok(None)) if self.skip > 0 => {
+                    return Err(self.changed("it is shorter than what came before"));
                 }
                 Ok(Ok(None)) if self.total.is_none_or(|total| total == self.offset) => {
                     return Ok(None);
@@ -284,25 +298,17 @@ impl<'a> Download<'a> {
             Err(failed) => return self.broken(failed.reason, failed.verdict).await,
         };
         let headers = response.headers();
+        self.skip = 0;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {}
-            StatusCode::OK if self.offset == 0 => {
-                self.same_file(headers)?;
-                if length(headers) != self.total {
-                    return Err(self.changed("another length"));
-                }
-                self.response = Some(response);
-                return Ok(());
-            }
             StatusCode::OK => {
                 self.same_file(headers)?;
                 if length(headers) != self.total {
                     return Err(self.changed("another length"));
                 }
-                return Err(Error::NoRanges {
-                    url: self.shown(),
-                    offset: self.offset,
-                });
+                self.skip = self.offset;
+                self.response = Some(response);
+                return Ok(());
             }
             StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PRECONDITION_FAILED => {
                 return Err(self.changed("the rest does not exist any more"));

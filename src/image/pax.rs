@@ -4,6 +4,7 @@
 pub const MAX_HEADER: u64 = 1024 * 1024;
 /// `XATTR_SIZE_MAX` of `linux/limits.h`.
 const MAX_XATTR: usize = 65536;
+const SELINUX: &[u8] = b"security.selinux";
 
 /// What the records say of the entry that follows them.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -15,18 +16,32 @@ pub struct Records {
     pub gid: Option<u64>,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: Option<(i64, u32)>,
-    /// `SCHILY.xattr.<name>`: name and value.
+    /// `SCHILY.xattr.<name>` and `RHT.security.selinux`: name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// `SCHILY.acl.access` and `SCHILY.acl.default`, text as acl(5) describes it.
+    pub acls: Acls,
     pub sparse: Option<Sparse>,
 }
 
-/// `GNU.sparse.*`, format 1.0: the map stands at the head of the content.
+/// The access control lists of an entry, as text.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Acls {
+    pub access: Option<Vec<u8>>,
+    pub default: Option<Vec<u8>>,
+}
+
+/// `GNU.sparse.*` (GNU tar's manual, "Sparse Formats"). In 1.0 the map stands at the head
+/// of the content; in 0.0 and 0.1 it is here.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Sparse {
     pub major: Option<u64>,
     pub minor: Option<u64>,
     pub name: Option<Vec<u8>>,
     pub real_size: Option<u64>,
+    /// Offset and length of each part, of the formats before 1.0.
+    pub parts: Vec<(u64, u64)>,
+    /// An offset whose length has not come yet.
+    offset: Option<u64>,
 }
 
 impl Records {
@@ -54,12 +69,13 @@ impl Records {
             size: None,
             sparse: None,
             xattrs,
+            acls,
             ..
         } = self
         else {
             return false;
         };
-        xattrs.is_empty()
+        xattrs.is_empty() && *acls == Acls::default()
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
@@ -93,11 +109,32 @@ impl Records {
             b"GNU.sparse.major" => self.sparse().major = Some(number()?),
             b"GNU.sparse.minor" => self.sparse().minor = Some(number()?),
             b"GNU.sparse.name" => self.sparse().name = Some(value.to_vec()),
-            b"GNU.sparse.realsize" => self.sparse().real_size = Some(number()?),
-            // The older formats, 0.0 and 0.1; version numbers are missing, so the entry is refused.
+            b"GNU.sparse.realsize" | b"GNU.sparse.size" => {
+                self.sparse().real_size = Some(number()?);
+            }
+            b"GNU.sparse.offset" => self.sparse().offset = Some(number()?),
+            b"GNU.sparse.numbytes" => {
+                let length = number()?;
+                let sparse = self.sparse();
+                let offset = sparse.offset.take();
+                let offset = offset.ok_or("GNU.sparse.numbytes without an offset before it")?;
+                sparse.parts.push((offset, length));
+            }
+            b"GNU.sparse.map" => {
+                self.sparse().parts = map(value).ok_or("GNU.sparse.map: not pairs of numbers")?;
+            }
+            // The number of parts, which are counted here anyway.
             _ if key.starts_with(b"GNU.sparse.") => {
                 self.sparse();
             }
+            b"RHT.security.selinux" => {
+                // The kernel's value ends in a zero byte (security/selinux/hooks.c).
+                let label = [value, b"\0"].concat();
+                self.xattrs.retain(|(known, _)| known != SELINUX);
+                self.xattrs.push((SELINUX.to_vec(), label));
+            }
+            b"SCHILY.acl.access" => self.acls.access = Some(value.to_vec()),
+            b"SCHILY.acl.default" => self.acls.default = Some(value.to_vec()),
             // Times that Linux cannot set, names that ids make superfluous, comments, vendors' own.
             _ => {}
         }
@@ -107,6 +144,22 @@ impl Records {
     fn sparse(&mut self) -> &mut Sparse {
         self.sparse.get_or_insert_default()
     }
+}
+
+/// `offset,length,offset,length…`
+fn map(value: &[u8]) -> Option<Vec<(u64, u64)>> {
+    let text = std::str::from_utf8(value).ok()?;
+    let numbers: Vec<u64> = text
+        .split(',')
+        .map(|number| number.parse().ok())
+        .collect::<Option<_>>()?;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    rest.is_empty().then(|| {
+        pairs
+            .iter()
+            .map(|&[offset, length]| (offset, length))
+            .collect()
+    })
 }
 
 /// Splits the body of one `<length> <key>=<value>\n` from the rest. The value may hold any byte.

@@ -172,7 +172,7 @@ impl RootDir {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let file = File::from(create_new(parent.as_fd(), Path::new(&temporary))?);
+        let file = File::from(create_new(parent.as_fd(), Path::new(&temporary), 0o600)?);
         fchmod(&file, Mode::from_bits_truncate(mode))?;
         Ok(Staged {
             parent,
@@ -308,11 +308,11 @@ impl Drop for Staged {
     }
 }
 
-/// Creates a file that must not exist yet, readable by its owner only.
-pub(super) fn create_new(parent: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd, Errno> {
+/// Creates a file that must not exist yet; the umask counts.
+pub(super) fn create_new(parent: BorrowedFd<'_>, name: &Path, mode: u32) -> Result<OwnedFd, Errno> {
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(parent, name, flags, Mode::from_bits_truncate(0o600))
+    openat(parent, name, flags, Mode::from_bits_truncate(mode))
 }
 
 /// The path without leading slashes; `.` for the root.

@@ -10,35 +10,43 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, makedev,
-    mkdirat, mknodat, utimensat,
-};
+use nix::sys::stat::{Mode, SFlag, fstat, futimens, makedev, mkdirat, mknodat};
+use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, syncfs, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, syncfs, unlinkat};
 
+use super::acl::{self, Accounts};
 use super::archive::{Archive, Entry, Kind, MAX_PATH, shown};
 use super::error::Error;
+use super::metadata::{file_metadata, node_metadata, owner_mode_xattrs, time};
+use super::pax::Acls;
 use super::pipe::Stop;
 use super::root::{Links, RootDir, create_new};
+use super::write_back::WriteBack;
 use super::xattr;
 
 /// More files than any image has; a bound on what hostile input can make us do.
 const MAX_ENTRIES: u64 = 10_000_000;
 /// `NAME_MAX` of `linux/limits.h`.
 const MAX_NAME: usize = 255;
-/// Memory for directories whose times are set at the end. Directories beyond it keep the
-/// time of the install.
+/// Memory for what is set at the end. Directories beyond it keep the time of the install.
 const MAX_DEFERRED: usize = 24 * 1024 * 1024;
 
 /// Counters that the progress display reads while the work goes on.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Bytes of the image that came in.
+    pub received: AtomicU64,
+    /// Its whole length; 0 while it is not known.
+    pub total: AtomicU64,
+    /// Bytes of the tar stream unpacked.
     pub bytes: AtomicU64,
+    /// Tar entries unpacked.
     pub entries: AtomicU64,
 }
 
@@ -47,14 +55,54 @@ pub struct Counters {
 /// # Errors
 /// A damaged archive, a refused entry, or a failed system call.
 pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Result<(), Stop> {
-    let mut archive = Archive::new(source);
     let mut unpacker = Unpacker {
         root,
         parent: None,
         file_systems: Vec::new(),
+        write_back: WriteBack::start()?,
+        nudged: 0,
         directories: Vec::new(),
+        acls: Vec::new(),
         deferred: 0,
     };
+    let done = each(source, counters, |archive, entry| {
+        let name = entry.path.clone();
+        let at = archive.position();
+        if at - unpacker.nudged >= NUDGE_EVERY {
+            unpacker.nudged = at;
+            unpacker.write_back.nudge(&unpacker.file_systems);
+        }
+        unpacker
+            .entry(archive, entry)
+            .map_err(|stop| unpacker.numbers_for_full_disk(stop, &name, archive.position()))
+    });
+    match done {
+        Ok(()) => unpacker.finish(),
+        Err(stop) => {
+            // Its open files would keep the target busy; `stop` is what went wrong first.
+            let _ = unpacker.write_back.finish();
+            Err(stop)
+        }
+    }
+}
+
+/// Reads the whole stream as [`unpack`] would, and writes nothing.
+///
+/// # Errors
+/// A damaged archive, or an entry that would be refused for its name.
+pub fn check<R: BufRead>(source: R, counters: &Counters) -> Result<(), Stop> {
+    each(source, counters, |_, entry| match clean(&entry.path) {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(refused(&entry.path, reason)),
+    })
+}
+
+fn each<R: BufRead>(
+    source: R,
+    counters: &Counters,
+    mut work: impl FnMut(&mut Archive<R>, Entry) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let mut archive = Archive::new(source);
     while let Some(entry) = archive.next_entry()? {
         if counters.entries.fetch_add(1, Ordering::Relaxed) >= MAX_ENTRIES {
             return Err(refused(
@@ -62,11 +110,11 @@ pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Res
                 format!("more than {MAX_ENTRIES} entries"),
             ));
         }
-        unpacker.entry(&mut archive, entry)?;
+        work(&mut archive, entry)?;
         counters.bytes.store(archive.position(), Ordering::Relaxed);
     }
     counters.bytes.store(archive.position(), Ordering::Relaxed);
-    unpacker.finish()
+    Ok(())
 }
 
 struct Unpacker<'a> {
@@ -74,8 +122,13 @@ struct Unpacker<'a> {
     /// The directory used last: entries come directory by directory.
     parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// One descriptor on each file system written to, for the flush at the end.
-    file_systems: Vec<(u64, Rc<OwnedFd>)>,
+    file_systems: Vec<(u64, Arc<OwnedFd>)>,
+    write_back: WriteBack,
+    /// Where in the archive write-back was last asked for.
+    nudged: u64,
     directories: Vec<Deferred>,
+    /// ACLs name accounts, which the image lists somewhere in `/etc`.
+    acls: Vec<(PathBuf, Acls)>,
     deferred: usize,
 }
 
@@ -87,11 +140,17 @@ struct Deferred {
     default_acl: Option<Vec<u8>>,
 }
 
+/// Bytes of the archive after which what was written is sent to the disk: with much memory
+/// the kernel would begin only when all of it is there, and the last flush would wait for it.
+const NUDGE_EVERY: u64 = 64 << 20;
+
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 impl Unpacker<'_> {
     fn entry<R: BufRead>(&mut self, archive: &mut Archive<R>, entry: Entry) -> Result<(), Stop> {
         let path = clean(&entry.path).map_err(|reason| refused(&entry.path, reason))?;
+        self.defer_acls(&path, &entry)?;
         let Some(name) = path.file_name().map(PathBuf::from) else {
             if entry.kind != Kind::Directory {
                 return Err(refused(
@@ -115,7 +174,7 @@ impl Unpacker<'_> {
             }
             Kind::File { size, parts } => {
                 let fd = self.replacing(&parent, &name, &entry, "open", || {
-                    create_new(parent.as_fd(), &name)
+                    create_new(parent.as_fd(), &name, entry.mode & 0o777)
                 })?;
                 let mut file = File::from(fd);
                 write_content(archive, &mut file, *size, parts, &entry)?;
@@ -147,6 +206,60 @@ impl Unpacker<'_> {
         }
     }
 
+    /// Keeps the text ACLs for the end. With `--xattrs-include='*'` GNU tar stores an ACL a
+    /// second time, in the kernel's own form, whose numbers need no account: that one counts.
+    fn defer_acls(&mut self, path: &Path, entry: &Entry) -> Result<(), Stop> {
+        let stored = |name: &[u8]| entry.xattrs.iter().any(|(known, _)| known == name);
+        let acls = Acls {
+            access: entry.acls.access.clone().filter(|_| !stored(ACCESS_ACL)),
+            default: entry.acls.default.clone().filter(|_| !stored(DEFAULT_ACL)),
+        };
+        let texts = acls.access.iter().chain(&acls.default);
+        let bytes: usize = texts.map(Vec::len).sum();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.deferred += bytes + path.as_os_str().len() + std::mem::size_of::<(PathBuf, Acls)>();
+        if self.deferred > MAX_DEFERRED {
+            return Err(refused(&entry.path, "too many ACLs"));
+        }
+        self.acls.push((path.to_owned(), acls));
+        Ok(())
+    }
+
+    /// ENOSPC with what an operator needs to know about it; anything else as it is.
+    fn numbers_for_full_disk(&self, stop: Stop, entry: &[u8], unpacked: u64) -> Stop {
+        let Stop::Failed(Error::Write {
+            operation, source, ..
+        }) = &stop
+        else {
+            return stop;
+        };
+        let full = [Errno::ENOSPC as i32, Errno::EDQUOT as i32];
+        if !source
+            .raw_os_error()
+            .is_some_and(|errno| full.contains(&errno))
+        {
+            return stop;
+        }
+        let directory = self
+            .parent
+            .as_ref()
+            .map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+        let Ok(now) = fstatvfs(directory) else {
+            return stop;
+        };
+        Stop::Failed(Error::DiskFull {
+            entry: shown(entry),
+            operation,
+            size: now.blocks() * now.fragment_size(),
+            available: now.blocks_available() * now.fragment_size(),
+            inodes: now.files(),
+            free_inodes: now.files_available(),
+            unpacked,
+        })
+    }
+
     /// The opened parent directory; made when the archive does not list it.
     fn parent_of(&mut self, path: &Path, entry: &Entry) -> Result<Rc<OwnedFd>, Stop> {
         if let Some((known, fd)) = &self.parent
@@ -175,7 +288,7 @@ impl Unpacker<'_> {
             let readable = self.root.lookup(path, flags, Links::Refuse);
             let readable =
                 readable.map_err(|errno| failed(entry, "opening its directory", errno))?;
-            self.file_systems.push((device, Rc::new(readable)));
+            self.file_systems.push((device, Arc::new(readable)));
         }
         self.parent = Some((path.to_owned(), Rc::clone(&fd)));
         Ok(fd)
@@ -307,8 +420,14 @@ impl Unpacker<'_> {
         node_metadata(parent, name, entry, true)
     }
 
-    /// Directory times, then a flush that reports what the disk could not take.
+    /// ACLs and directory times, then a flush that reports what the disk could not take.
     fn finish(self) -> Result<(), Stop> {
+        if !self.acls.is_empty() {
+            let accounts = Accounts::of(self.root);
+            for (path, acls) in &self.acls {
+                self.set_acls(path, acls, &accounts)?;
+            }
+        }
         for directory in &self.directories {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
             let fd = match self.root.lookup(&directory.path, flags, Links::Refuse) {
@@ -325,8 +444,36 @@ impl Unpacker<'_> {
             futimens(&fd, &omit, &mtime)
                 .map_err(|errno| failed_at(&directory.path, "utimens", errno))?;
         }
+        self.write_back
+            .finish()
+            .map_err(|errno| failed_at(self.root.path(), "write-back", errno))?;
         for (_, fd) in &self.file_systems {
             syncfs(&**fd).map_err(|errno| failed_at(self.root.path(), "syncfs", errno))?;
+        }
+        Ok(())
+    }
+
+    fn set_acls(&self, path: &Path, acls: &Acls, accounts: &Accounts) -> Result<(), Stop> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        let fd = match self.root.lookup(path, flags, Links::Refuse) {
+            Ok(fd) => fd,
+            // A later entry replaced it by something else.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => return Ok(()),
+            Err(errno) => return Err(failed_at(path, "open", errno)),
+        };
+        // A descriptor that cannot read still has a name: no device is opened for its ACL.
+        let node = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        for (name, text) in [(ACCESS_ACL, &acls.access), (DEFAULT_ACL, &acls.default)] {
+            let Some(text) = text else { continue };
+            let value = acl::encode(text, accounts)
+                .map_err(|reason| refused(path.as_os_str().as_bytes(), reason))?;
+            match xattr::set_followed(&node, name, &value) {
+                Ok(()) => {}
+                Err(Errno::EOPNOTSUPP) => {
+                    tracing::warn!(path = %path.display(), "the file system does not take ACLs");
+                }
+                Err(errno) => return Err(failed_at(path, "setting an ACL", errno)),
+            }
         }
         Ok(())
     }
@@ -352,70 +499,6 @@ fn write_content<R: BufRead>(
         file.set_len(size).map_err(io("truncate"))?;
     }
     Ok(())
-}
-
-/// Owner first: a change of owner takes setuid and capabilities away.
-fn owner_mode_xattrs<F: AsFd>(fd: F, entry: &Entry) -> Result<(), Stop> {
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    fchown(&fd, Some(uid), Some(gid)).map_err(|errno| failed(entry, "chown", errno))?;
-    let mode = Mode::from_bits_truncate(entry.mode);
-    fchmod(&fd, mode).map_err(|errno| failed(entry, "chmod", errno))?;
-    for (name, value) in &entry.xattrs {
-        xattr_result(xattr::set(&fd, name, value), name, entry)?;
-    }
-    Ok(())
-}
-
-fn file_metadata(file: &File, entry: &Entry) -> Result<(), Stop> {
-    owner_mode_xattrs(file, entry)?;
-    futimens(file, &TimeSpec::UTIME_OMIT, &time(entry.mtime))
-        .map_err(|errno| failed(entry, "utimens", errno))
-}
-
-/// For what cannot be opened: links and device nodes.
-fn node_metadata(parent: &OwnedFd, name: &Path, entry: &Entry, has_mode: bool) -> Result<(), Stop> {
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    fchownat(
-        parent,
-        name,
-        Some(uid),
-        Some(gid),
-        AtFlags::AT_SYMLINK_NOFOLLOW,
-    )
-    .map_err(|errno| failed(entry, "chown", errno))?;
-    if has_mode {
-        // The node was made a moment ago, so there is no link to follow.
-        let mode = Mode::from_bits_truncate(entry.mode);
-        fchmodat(parent, name, mode, FchmodatFlags::FollowSymlink)
-            .map_err(|errno| failed(entry, "chmod", errno))?;
-    }
-    for (key, value) in &entry.xattrs {
-        // There is no setxattrat(2) before Linux 6.13.
-        let link = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name);
-        xattr_result(xattr::set_link(&link, key, value), key, entry)?;
-    }
-    let (omit, mtime) = (TimeSpec::UTIME_OMIT, time(entry.mtime));
-    utimensat(parent, name, &omit, &mtime, UtimensatFlags::NoFollowSymlink)
-        .map_err(|errno| failed(entry, "utimens", errno))
-}
-
-/// A file system without xattrs (vfat) is no reason to fail; a lost one is worth a line.
-fn xattr_result(result: Result<(), Errno>, name: &[u8], entry: &Entry) -> Result<(), Stop> {
-    match result {
-        Err(Errno::EOPNOTSUPP) => {
-            tracing::warn!(
-                entry = shown(&entry.path),
-                xattr = shown(name),
-                "the file system does not take this extended attribute"
-            );
-            Ok(())
-        }
-        other => other.map_err(|errno| failed(entry, "setxattr", errno)),
-    }
-}
-
-fn time((seconds, nanoseconds): (i64, u32)) -> TimeSpec {
-    TimeSpec::new(seconds, i64::from(nanoseconds))
 }
 
 /// A name from the archive as a path below the root: no `.`, no empty component.
@@ -456,7 +539,7 @@ fn refused(path: &[u8], reason: impl Into<String>) -> Stop {
     })
 }
 
-fn failed(entry: &Entry, operation: &'static str, errno: Errno) -> Stop {
+pub(super) fn failed(entry: &Entry, operation: &'static str, errno: Errno) -> Stop {
     write_error(&entry.path, operation, errno.into())
 }
 

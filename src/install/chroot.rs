@@ -14,11 +14,12 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout_at};
 
+use super::blank::Blanks;
 use super::error::Error;
 use crate::image::root::{Links, RootDir};
 
@@ -28,8 +29,11 @@ pub const INSTALLERS: [&str; 3] = ["/os-installer", "/install-go", "/install.sh"
 pub const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Whether the machine was started by UEFI: only then is there an efivarfs.
 const EFIVARS: &str = "/sys/firmware/efi/efivars";
-/// Length of a line of output; the rest of a longer one becomes further lines.
+/// Length of a line of the log; the rest of a longer one becomes further lines.
 const MAX_LINE: usize = 1024;
+/// Bytes without a line break that are collected: a secret is looked for before a line is
+/// cut, and userdata may be one long line.
+const MAX_RAW_LINE: usize = 128 * 1024;
 /// Lines that are logged; what comes after them still counts for the tail.
 const MAX_LINES: usize = 5000;
 /// Lines that an error quotes.
@@ -63,8 +67,8 @@ pub fn find_installer(root: &RootDir) -> Result<Option<&'static str>, Error> {
     Ok(None)
 }
 
-/// Runs an installer in the target and waits for its end. `secrets` are blanked out of
-/// what it prints. Everything mounted for it is unmounted again.
+/// Runs an installer in the target and waits for its end. `secrets` (the console password,
+/// userdata) are blanked out of what it prints. Everything mounted for it is unmounted again.
 ///
 /// # Errors
 /// A mount failed, it could not be started, it failed, or it took longer than `deadline`.
@@ -72,7 +76,7 @@ pub async fn run(
     root: &RootDir,
     installer: &'static str,
     deadline: Duration,
-    secrets: &[&SecretString],
+    secrets: &[SecretString],
 ) -> Result<(), Error> {
     let mounts = Mounts::new(root)?;
     let result = execute(root, installer, deadline, secrets).await;
@@ -84,7 +88,7 @@ async fn execute(
     root: &RootDir,
     installer: &'static str,
     deadline: Duration,
-    secrets: &[&SecretString],
+    secrets: &[SecretString],
 ) -> Result<(), Error> {
     let start = |source| Error::Start { installer, source };
     let (input, output) = pipe::pipe().map_err(start)?;
@@ -181,7 +185,7 @@ fn describe(status: ExitStatus) -> String {
 }
 
 /// Reads output into the log until the pipe is closed.
-async fn follow(output: &pipe::Receiver, log: &mut Log<'_>) {
+async fn follow(output: &pipe::Receiver, log: &mut Log) {
     let mut buffer = [0; 4096];
     loop {
         if output.readable().await.is_err() {
@@ -200,19 +204,19 @@ async fn follow(output: &pipe::Receiver, log: &mut Log<'_>) {
 }
 
 /// Output cut into lines that are safe to print.
-struct Log<'a> {
+struct Log {
     installer: &'static str,
-    secrets: &'a [&'a SecretString],
+    blanks: Blanks,
     line: Vec<u8>,
     lines: usize,
     tail: VecDeque<String>,
 }
 
-impl<'a> Log<'a> {
-    fn new(installer: &'static str, secrets: &'a [&'a SecretString]) -> Self {
+impl Log {
+    fn new(installer: &'static str, secrets: &[SecretString]) -> Self {
         Self {
             installer,
-            secrets,
+            blanks: Blanks::new(secrets),
             line: Vec::new(),
             lines: 0,
             tail: VecDeque::new(),
@@ -221,7 +225,7 @@ impl<'a> Log<'a> {
 
     fn add(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            if byte == b'\n' || self.line.len() >= MAX_LINE {
+            if byte == b'\n' || self.line.len() >= MAX_RAW_LINE {
                 self.end_line();
             }
             if byte != b'\n' {
@@ -231,23 +235,19 @@ impl<'a> Log<'a> {
     }
 
     fn end_line(&mut self) {
-        let mut text = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
-        for secret in self.secrets {
-            let secret = secret.expose_secret();
-            // A very short "secret" would blank out half the log.
-            if secret.len() >= 4 {
-                text = text.replace(secret, "[secret]");
-            }
-        }
+        let text = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
         // Escape sequences would act on the console that this ends up on.
         let text: String = text
             .chars()
             .filter(|&c| c == '\t' || !c.is_control())
             .collect();
-        let text = text.trim_end();
-        if text.is_empty() {
-            return;
+        let text: Vec<char> = self.blanks.apply(text).trim_end().chars().collect();
+        for part in text.chunks(MAX_LINE) {
+            self.print(part.iter().collect());
         }
+    }
+
+    fn print(&mut self, text: String) {
         self.lines += 1;
         match self.lines.cmp(&MAX_LINES) {
             std::cmp::Ordering::Less => tracing::info!(installer = self.installer, "{text}"),
@@ -259,7 +259,7 @@ impl<'a> Log<'a> {
         if self.tail.len() == TAIL {
             self.tail.pop_front();
         }
-        self.tail.push_back(text.to_owned());
+        self.tail.push_back(text);
     }
 
     fn finish(mut self) -> String {

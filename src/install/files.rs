@@ -181,6 +181,22 @@ fn userdata(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     Some(decoded.unwrap_or_else(|_| text.as_bytes().to_vec()).into())
 }
 
+/// What an installer may print but nobody shall read: userdata as it was sent and as it is
+/// stored, and the console password.
+#[must_use]
+pub fn secrets(facts: &Facts<'_>) -> Vec<SecretString> {
+    let sent = &facts.allocation.userdata;
+    let stored = userdata(sent).map(|bytes| {
+        let text = Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
+        SecretString::from(text.as_str())
+    });
+    let sent = SecretString::from(sent.as_str());
+    [facts.password.clone(), sent]
+        .into_iter()
+        .chain(stored)
+        .collect()
+}
+
 fn yaml(path: &'static str, value: &Value, mode: u32) -> Result<TargetFile, Error> {
     Ok(TargetFile {
         path,
@@ -199,6 +215,16 @@ pub(super) fn to_yaml(path: &str, value: &Value) -> Result<String, Error> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    #[test]
+    fn userdata_is_a_secret_in_both_its_forms() {
+        let secrets = with_facts(secrets);
+        let texts: Vec<_> = secrets.iter().map(ExposeSecret::expose_secret).collect();
+        assert_eq!(
+            texts,
+            ["0123456789", "I2Nsb3VkLWNvbmZpZwo=", "#cloud-config\n"]
+        );
+    }
 
     pub fn allocation() -> Allocation {
         serde_json::from_value(json!({

@@ -71,7 +71,7 @@ pub fn load(info: &BootInfo, image: &VerifiedImage) -> Result<Loaded, Error> {
     tracing::info!(
         kernel = info.kernel_path,
         command_line = info.command_line,
-        image = image.digest(),
+        image = image.summary().digest,
         "the installed kernel is loaded"
     );
     Ok(Loaded {

@@ -1,6 +1,7 @@
 //! From a verified tree to a running system: the files an installer reads, the installer
 //! in a chroot (or, without one, the agent's own minimal work), boot-info, kexec.
 
+mod blank;
 mod boot_info;
 pub mod chroot;
 mod error;

@@ -12,13 +12,12 @@ use super::come_back;
 use super::failure::{During, Failure, Step};
 use super::finish::{Installed, NewKernel};
 use super::preflight::Checked;
-use super::progress::ProgressLine;
 use crate::control::api::EventType;
 use crate::decide::Journal;
 use crate::efi::device_path::EspLocation;
 use crate::efi::{boot, esp, journal};
 use crate::image::root::RootDir;
-use crate::image::{self, VerifiedImage};
+use crate::image::{self, Progress, VerifiedImage};
 use crate::install::files::{self, Facts};
 use crate::install::{self, BootInfo, chroot, kexec, native};
 use crate::storage::apply::apply;
@@ -124,12 +123,11 @@ impl Allocated {
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
-            let progress = ProgressLine::default();
             let downloads = &self.registered.authorized.downloads.client();
-            let show = |so_far| progress.show(so_far);
+            let show = |so_far: Progress| tracing::info!("{so_far}");
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
-                    tracing::info!("{image}");
+                    tracing::info!("{}", image.summary());
                     return Ok((target, image));
                 }
                 Err(error) if error.retry_from_origin() && source.cache.take().is_some() => {
@@ -179,9 +177,12 @@ impl Allocated {
                 .during(Step::Installer)?;
         }
         match chroot::find_installer(&root).during(Step::Installer)? {
-            Some(installer) => chroot::run(&root, installer, chroot::DEADLINE, &[password])
-                .await
-                .during(Step::Installer)?,
+            Some(installer) => {
+                let secrets = files::secrets(&facts);
+                chroot::run(&root, installer, chroot::DEADLINE, &secrets)
+                    .await
+                    .during(Step::Installer)?;
+            }
             None => {
                 tracing::info!("the image ships no installer: the agent does its work");
                 let facts = native::Facts {
@@ -222,11 +223,21 @@ impl Allocated {
             guid: partition.guid,
         };
         let efi = &self.registered.authorized.connected.booted.efi;
-        let entries =
-            boot::install_entries(efi, id, &[location], &loader).during(Step::BootEntry)?;
+        let entry = match boot::install_entries(efi, id, &[location], &loader) {
+            Ok(entries) => entries.first().copied(),
+            Err(error) if error.is_nvram() => {
+                tracing::warn!(
+                    "{error}; falling back on the removable path, which firmware tries without an entry"
+                );
+                esp::make_removable(&esp_mount(target, partition), &loader)
+                    .during(Step::BootEntry)?;
+                None
+            }
+            Err(error) => return Err(error).during(Step::BootEntry),
+        };
         Ok(NewKernel {
             loaded: kexec::load(boot_info, image),
-            entry: entries.first().copied(),
+            entry,
         })
     }
 

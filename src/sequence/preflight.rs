@@ -66,6 +66,8 @@ impl Allocated {
         let image = ImageSource {
             url,
             cache: settings.image_cache.clone(),
+            without_checksum: settings.policy.image_without_checksum == Some(true),
+            limit: settings.policy.image_limit(),
         };
         image::probe(&self.registered.authorized.downloads.client(), &image)
             .await

@@ -37,11 +37,11 @@ fn an_image_that_the_server_does_not_have() {
 }
 
 #[test]
-fn an_image_that_is_not_lz4() {
+fn an_image_that_is_an_error_page() {
     crash_of_image(
-        "image_not_lz4",
+        "image_error_page",
         &Image::of(b"<html>this is a login page</html>\n".repeat(1000)),
-        &["not lz4"],
+        &["not an image"],
     );
 }
 

@@ -280,3 +280,47 @@ fn nothing_to_boot_says_what_was_looked_for() {
     assert_eq!(next(&vars), Vec::<u16>::new());
     assert_eq!(order(&vars).unwrap(), [0, 1, 2]);
 }
+
+/// Firmware without room: a tmpfs whose inodes are used up answers as efivarfs does.
+#[test]
+fn a_full_nvram_costs_our_old_entries_first_and_never_those_of_others() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    // A mount namespace of this thread: what is mounted here goes with it.
+    unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root");
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let options = Some("nr_inodes=16");
+    mount(
+        Some("tmpfs"),
+        dir.path(),
+        Some("tmpfs"),
+        MsFlags::empty(),
+        options,
+    )
+    .unwrap();
+    fs::write(dir.path().join("Lang-x"), b"x").unwrap();
+    let vars = Vars::open(dir.path()).unwrap();
+    for (number, text) in OVMF.iter().enumerate() {
+        put(&vars, &format!("Boot{number:04X}"), &unhex(text));
+    }
+    let old = load_option::encode("metal-anvil ubuntu", &location(5), LOADER);
+    put(&vars, "Boot0010", &old);
+    put_numbers(&vars, "BootOrder", &[0x10, 0, 1, 2]);
+    let mut filler = 0;
+    while fs::write(dir.path().join(format!("filler-{filler}")), b"").is_ok() {
+        filler += 1;
+    }
+    let made = install_entries(&vars, "debian", &[location(7)], LOADER).unwrap();
+    assert_eq!(vars.boot_entry_numbers().unwrap(), [0, 1, 2, made[0]]);
+    assert_eq!(order(&vars).unwrap(), [made[0], 0, 1, 2]);
+
+    // Nothing of ours is left to go: the caller falls back on the removable path.
+    let other = load_option::encode("debian", &location(7), LOADER);
+    put(&vars, &entry_name(made[0]), &other);
+    let error = install_entries(&vars, "debian", &[location(7)], LOADER).unwrap_err();
+    assert!(error.is_nvram(), "{error}");
+    assert_eq!(vars.boot_entry_numbers().unwrap(), [0, 1, 2, made[0]]);
+}

@@ -181,6 +181,86 @@ fn extended_attributes() {
 }
 
 #[test]
+fn labels_and_access_control_lists() {
+    let target = Target::new();
+    target
+        .unpack(&archive(&[
+            pax(&[(
+                "SCHILY.acl.default",
+                b"user::rwx,group:adm:r-x,group::r-x,mask::r-x,other::---",
+            )]),
+            member(b"d/", EntryType::Directory, b"", b""),
+            pax(&[
+                ("RHT.security.selinux", b"system_u:object_r:etc_t:s0"),
+                (
+                    "SCHILY.acl.access",
+                    b"user::rw-\nuser:web:rw-\ngroup::r--\nmask::rw-\nother::---\n",
+                ),
+            ]),
+            file(b"d/f", b"x"),
+            // The names are the image's own, and come last.
+            file(b"etc/passwd", b"web:x:990:990::/:\n"),
+            file(b"etc/group", b"adm:x:4:\n"),
+        ]))
+        .unwrap();
+    let get = |path: &str, name: &str| xattr(&target.root().join(path), name);
+    let label = get("d/f", "security.selinux").unwrap();
+    assert_eq!(label, b"system_u:object_r:etc_t:s0\0");
+    let access = get("d/f", "system.posix_acl_access").unwrap();
+    assert_eq!(access[12..20], [2, 0, 6, 0, 0xde, 3, 0, 0], "user 990");
+    assert_eq!(at(&target, "d/f").mode() & 0o777, 0o660);
+    let default = get("d", "system.posix_acl_default").unwrap();
+    assert_eq!(default[20..28], [8, 0, 5, 0, 4, 0, 0, 0], "group 4");
+    let unknown = archive(&[
+        pax(&[(
+            "SCHILY.acl.access",
+            b"user::rw-,user:nobody-here:r--,group::r--,mask::r--,other::---",
+        )]),
+        file(b"f", b"x"),
+    ]);
+    let error = target.unpack(&unknown).unwrap_err().to_string();
+    assert!(error.contains("nobody-here"), "{error}");
+}
+
+/// A file system of 1 MiB and one of a few inodes, in a mount namespace of this thread.
+#[test]
+fn a_full_disk_is_reported_with_numbers() {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root");
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let members = [
+        file(b"a", &[7; 700_000]),
+        file(b"b", &[7; 700_000]),
+        file(b"c", b""),
+    ];
+    for (options, expected) in [
+        ("size=1m", "of 1048576 bytes 0 are free"),
+        ("nr_inodes=3", "of 3 inodes 0;"),
+    ] {
+        let target = Target::new();
+        mount(
+            Some("tmpfs"),
+            &target.root(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(options),
+        )
+        .unwrap();
+        let error = target.unpack(&archive(&members)).unwrap_err();
+        assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(expected) && text.contains("bytes of the image"),
+            "{text}"
+        );
+        assert!(!error.is_damage());
+    }
+}
+
+#[test]
 fn long_names_of_both_kinds() {
     let target = Target::new();
     let deep = [b"deep/".repeat(40), b"file".to_vec()].concat();

@@ -128,12 +128,11 @@ impl Server {
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self {
             site,
-            source: ImageSource {
-                url: format!("http://{address}{PATH}?token=s3cret")
+            source: ImageSource::new(
+                format!("http://{address}{PATH}?token=s3cret")
                     .parse()
                     .unwrap(),
-                cache: None,
-            },
+            ),
             target: Target::new(),
         }
     }
@@ -177,7 +176,7 @@ impl Server {
             .await
             .expect("the install hangs");
         match &result {
-            Ok(image) => assert_eq!(image.progress(), *last.lock().unwrap()),
+            Ok(image) => assert_eq!(image.summary().progress, *last.lock().unwrap()),
             Err(error) => assert!(!error.to_string().contains("s3cret"), "{error}"),
         }
         result
@@ -222,14 +221,14 @@ async fn an_image_arrives() {
     let server = Server::new(&image, vec![]).await;
     let verified = server.install().await.unwrap();
     assert!(server.content_is_whole());
-    assert_eq!(verified.algorithm(), Algorithm::Md5);
-    assert_eq!(verified.digest(), digest(Algorithm::Md5, &image));
-    let progress = verified.progress();
+    assert_eq!(verified.summary().algorithm, Algorithm::Md5);
+    assert_eq!(verified.summary().digest, digest(Algorithm::Md5, &image));
+    let progress = verified.summary().progress;
     assert_eq!(progress.downloaded, image.len() as u64);
     assert_eq!(progress.total, Some(image.len() as u64));
     assert_eq!(progress.entries, 2);
     assert!(progress.unpacked > 1_600_000);
-    assert!(!verified.url().contains("s3cret"));
+    assert!(!verified.summary().url.contains("s3cret"));
 }
 
 #[tokio::test]
@@ -239,7 +238,7 @@ async fn the_strongest_checksum_is_required() {
     server.status(&format!("{PATH}.sha512"), 410);
     server.put(&format!("{PATH}.sha256"), digest(Algorithm::Sha256, &image));
     assert_eq!(
-        server.install().await.unwrap().algorithm(),
+        server.install().await.unwrap().summary().algorithm,
         Algorithm::Sha256
     );
     // A right md5 beside a wrong sha256 does not help.
@@ -316,24 +315,32 @@ async fn breaks_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_server_without_ranges_starts_again_and_nothing_is_delivered_twice() {
+    let no_range = |cut| Plan {
+        no_range: true,
+        cut,
+        ..Plan::default()
+    };
+    let image = image();
+    let plans = vec![
+        cut(300_000),
+        no_range(Some(200_000)),
+        no_range(Some(700_001)),
+        no_range(None),
+    ];
+    let server = Server::new(&image, plans).await;
+    let verified = server.install().await.unwrap();
+    assert!(server.content_is_whole());
+    assert_eq!(verified.summary().progress.downloaded, image.len() as u64);
+    assert_eq!(server.ranges()[3].as_deref(), Some("bytes=700001-"));
+}
+
+#[tokio::test]
 async fn what_cannot_be_resumed_is_told_apart() {
     let no_range = Plan {
         no_range: true,
         ..Plan::default()
     };
-    let server = Server::new(&image(), vec![cut(300_000), no_range.clone()]).await;
-    let error = server.install().await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::NoRanges {
-                offset: 300_000,
-                ..
-            }
-        ),
-        "{error}"
-    );
-
     for plan in [
         Plan {
             etag: Some("\"two\""),
@@ -402,6 +409,20 @@ async fn missing_things_are_named() {
     server.status(&format!("{PATH}.md5"), 404);
     let error = server.install().await.unwrap_err();
     assert!(matches!(error, Error::NoChecksum { .. }), "{error}");
+
+    // Only where the policy says so; and only a checksum that does not exist.
+    let mut server = server;
+    server.source.without_checksum = true;
+    let verified = server.install().await.unwrap();
+    assert!(server.content_is_whole());
+    assert!(!verified.summary().compared);
+    assert!(verified.summary().to_string().contains("NO CHECKSUM"));
+    server.put(PATH, image()[..900_000].to_vec());
+    let error = server.install().await.unwrap_err().to_string();
+    assert!(error.contains("truncated"), "{error}");
+    server.status(&format!("{PATH}.md5"), 500);
+    let error = server.install().await.unwrap_err().to_string();
+    assert!(error.contains("500"), "{error}");
 
     // Anything but 404 and 410 may hide a stronger checksum.
     for status in [500, 403] {
@@ -497,10 +518,10 @@ async fn an_image_that_was_published_broken_says_so() {
     let server = Server::new(&lz4(&archive(&[file(b"../x", b"")])), vec![]).await;
     let error = server.install().await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error}");
-    let server = Server::new(b"\x1f\x8b\x08 gzip", vec![]).await;
+    let server = Server::new(b"QFI\xfb", vec![]).await;
     let error = server.install().await.unwrap_err().to_string();
     assert!(
-        error.contains("not lz4") && error.contains("gzip"),
+        error.contains("not an image") && error.contains("qcow2"),
         "{error}"
     );
 }
