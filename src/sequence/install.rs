@@ -161,7 +161,7 @@ impl Allocated {
             nics: &self.registered.nics,
             console: console.as_deref(),
             password,
-            raid_enabled: false,
+            raid_enabled: target.has_arrays,
             root_uuid: &target.root_uuid,
             timestamp: Timestamp::now(),
             drop_fields: brought.map_or(&[], |installer| &installer.drop_fields),
@@ -215,15 +215,14 @@ impl Allocated {
         // The removable path is looked at last, whatever the directory.
         let id = boot_info.bootloader_id.as_deref().unwrap_or("BOOT");
         let loader = esp::loader_in(&esp_mount(target, partition), id).during(Step::BootEntry)?;
-        let location = EspLocation {
-            number: partition.number,
-            start_lba: partition.start_lba,
-            size_lba: partition.size_lba,
-            guid: partition.guid,
-        };
+        let mirrors = target.esp_mirrors.iter();
+        let locations: Vec<_> = std::iter::once(partition)
+            .chain(mirrors)
+            .map(location)
+            .collect();
         let efi = &self.registered.authorized.connected.booted.efi;
         let entries =
-            boot::install_entries(efi, id, &[location], &loader).during(Step::BootEntry)?;
+            boot::install_entries(efi, id, &locations, &loader).during(Step::BootEntry)?;
         Ok(NewKernel {
             loaded: kexec::load(boot_info, image),
             entry: entries.first().copied(),
@@ -256,6 +255,16 @@ impl Allocated {
                 Err(error) => tracing::warn!("a half-written disk may be bootable: {error}"),
             }
         });
+    }
+}
+
+/// What a boot entry says of a partition.
+fn location(partition: &EfiPartition) -> EspLocation {
+    EspLocation {
+        number: partition.number,
+        start_lba: partition.start_lba,
+        size_lba: partition.size_lba,
+        guid: partition.guid,
     }
 }
 

@@ -193,6 +193,23 @@ pub fn read_partitions_again(file: &File, disk: &Disk) -> Result<(), Error> {
 /// # Errors
 /// When it does not come, or is not `size` bytes long: then it is another partition.
 pub fn open_partition(path: &Path, size_expected: u64) -> Result<File, Error> {
+    let (file, size) = open_new(path)?;
+    if size == size_expected {
+        Ok(file)
+    } else {
+        Err(Error::Changed {
+            path: path.to_path_buf(),
+            problem: format!("it has {size} bytes, not {size_expected}"),
+        })
+    }
+}
+
+/// Waits for the node of a block device that was just made, and opens it for oneself
+/// alone. Answers its size in bytes too.
+///
+/// # Errors
+/// When it does not come, or is no block device.
+pub fn open_new(path: &Path) -> Result<(File, u64), Error> {
     let deadline = Instant::now() + SETTLE;
     let file = loop {
         let opened = OpenOptions::new()
@@ -226,19 +243,18 @@ pub fn open_partition(path: &Path, size_expected: u64) -> Result<File, Error> {
         });
     }
     let size = size(&file, path)?;
-    if size != size_expected {
-        return Err(Error::Changed {
-            path: path.to_path_buf(),
-            problem: format!("it has {size} bytes, not {size_expected}"),
-        });
-    }
-    Ok(file)
+    Ok((file, size))
 }
 
-/// Who uses a disk or its partitions: holders of sysfs (md, dm, bcache), mounts, swap.
+/// Who uses a disk or its partitions.
 fn users(sys: &Path, proc: &Path, disk: &Disk) -> String {
     let mut devices = vec![(disk.name.clone(), disk.dev)];
     devices.extend(disk.partitions.iter().map(|p| (p.name.clone(), p.dev)));
+    users_of(sys, proc, &devices)
+}
+
+/// Who uses block devices: holders of sysfs (md, dm, bcache), mounts, swap.
+pub(super) fn users_of(sys: &Path, proc: &Path, devices: &[(String, DevId)]) -> String {
     let mounts = fs::read_to_string(proc.join("self/mountinfo")).unwrap_or_default();
     let swaps = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
     let mut users = Vec::new();

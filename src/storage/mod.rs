@@ -6,15 +6,23 @@
 //! Nothing below writes to a disk that is not in a [`scope::ScopedDisks`].
 
 pub mod apply;
+mod apply_stacks;
 pub mod device;
 pub mod disks;
 pub mod eligible;
 pub mod gpt;
+pub mod lvm;
+pub mod md;
 pub mod old_table;
 pub mod plan;
 mod plan_checks;
+mod plan_devices;
+mod plan_filesystems;
+mod plan_show;
+pub mod plan_stacks;
 pub mod scope;
 pub mod signatures;
+pub mod stack;
 pub mod superblock;
 pub mod target;
 pub mod tools;

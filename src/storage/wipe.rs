@@ -22,6 +22,7 @@ use super::disks::Disk;
 use super::old_table;
 use super::scope::ScopedDisks;
 use super::signatures::{self, Found, Kind};
+use super::stack;
 
 /// Sample blocks that prove a discard, spread over the disk.
 const SAMPLES: u64 = 256;
@@ -114,6 +115,10 @@ fn list(errors: &[DiskError]) -> String {
 /// When a disk is in use, cannot be read or written, or is not clean afterwards. The
 /// others have been wiped then.
 pub fn wipe(scoped: &ScopedDisks, depth: Depth) -> Result<Vec<WipedDisk>, WipeError> {
+    if let Err(error) = stack::take_down(scoped.disks()) {
+        // The disks below it are found busy, and named with their users.
+        tracing::warn!("{error}");
+    }
     let results: Vec<Result<WipedDisk, DiskError>> = thread::scope(|threads| {
         let started: Vec<_> = scoped
             .disks()
