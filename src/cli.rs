@@ -8,9 +8,14 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
+use crate::decide::Extent;
 use crate::hardware::{self, Roots};
 use crate::image::{self, ImageSource, Progress};
 use crate::storage::disks;
+use crate::storage::preview::preview;
+
+/// Longest layout file that is read, in bytes.
+const MAX_LAYOUT: u64 = 1 << 20;
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
 /// else it is this command line, which never writes to a disk.
@@ -28,6 +33,9 @@ enum Verb {
     /// Check a metal.config before it goes onto a medium
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Filesystem layouts
+    #[command(subcommand)]
+    Layout(LayoutVerb),
     /// Fetch and unpack OS images
     #[command(subcommand)]
     Image(ImageVerb),
@@ -39,6 +47,26 @@ enum ConfigVerb {
     Check {
         /// A metal.config, JSON
         file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum LayoutVerb {
+    /// Print what the layout in FILE would become, with sizes; writes nothing
+    Plan {
+        /// JSON: a filesystemLayout, or an allocation that has one
+        file: PathBuf,
+        /// A captured sysfs whose disks count; without it this host's do
+        #[arg(
+            long,
+            value_name = "DIR",
+            default_value = "/sys",
+            hide_default_value = true
+        )]
+        machine: PathBuf,
+        /// Plan a re-install, which writes the root's disks only
+        #[arg(long)]
+        reinstall: bool,
     },
 }
 
@@ -60,6 +88,11 @@ pub fn run() -> ExitCode {
     let done = match verb {
         Verb::Inventory => inventory(),
         Verb::Config(ConfigVerb::Check { file }) => check_config(&file),
+        Verb::Layout(LayoutVerb::Plan {
+            file,
+            machine,
+            reinstall,
+        }) => plan_layout(&file, &machine, reinstall),
         Verb::Image(ImageVerb::Write { url, dir }) => write_image(url, &dir),
     };
     match done {
@@ -95,6 +128,15 @@ fn check_config(path: &Path) -> Done {
     }
     let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
     Err(format!("{}: {}", path.display(), problems.join("\n  ")).into())
+}
+
+fn plan_layout(file: &Path, sys: &Path, reinstall: bool) -> Done {
+    let extent = match reinstall {
+        true => Extent::RootDisks,
+        false => Extent::EveryDisk,
+    };
+    print!("{}", preview(&read(file, MAX_LAYOUT)?, sys, extent)?);
+    Ok(())
 }
 
 fn write_image(url: url::Url, dir: &Path) -> Done {

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::disk::{Bus, Disk};
-use support::guest::{End, Machine, Start};
+use support::examine::examine;
+use support::guest::{End, Guest, Machine, Start};
 use support::media::{self, CONSOLE};
 use support::process::run;
 use support::root;
@@ -82,35 +83,33 @@ fn initrd(dir: &Path) -> PathBuf {
     path
 }
 
-#[test]
-fn in_guest_tests_pass() {
-    let dir = root().join("target/e2e/in_guest");
+/// A directory for one guest's files, empty.
+fn directory(name: &str) -> PathBuf {
+    let dir = root().join("target/e2e").join(name);
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).expect("directory for the guest");
-    let filter = std::env::var("METAL_ANVIL_GUEST_FILTER")
-        .map(|filter| format!(" guest.filter={filter}"))
-        .unwrap_or_default();
+    dir
+}
+
+/// A machine that runs the tests which `words` on its command line let through.
+fn machine(dir: &Path, words: &str, disks: Vec<Disk>) -> Machine {
     let start = Start::Direct {
         kernel: media::part("vmlinuz"),
-        initrd: initrd(&dir),
-        append: format!("{CONSOLE} panic=-1{filter}"),
+        initrd: initrd(dir),
+        append: format!("{CONSOLE} panic=-1 {words}"),
     };
-    let disks = [
-        (Bus::Virtio, "virtio"),
-        (Bus::Sata, "sata"),
-        (Bus::Scsi, "scsi"),
-        (Bus::Nvme, "nvme"),
-    ]
-    .map(|(bus, name)| Disk::empty(&dir, name, bus, 256));
-    let mut machine = Machine::new(
-        &dir,
-        "7f3ad6a2-6a2e-4d9c-9d0e-3c7a4a1b9f10",
-        start,
-        disks.to_vec(),
-    );
+    let mut machine = Machine::new(dir, "7f3ad6a2-6a2e-4d9c-9d0e-3c7a4a1b9f10", start, disks);
     machine.network = false;
-    let mut guest = machine.power_on(Command::new("qemu-system-x86_64"), &dir);
-    let exit = guest.wait_for("GUEST EXIT", 420);
+    machine
+}
+
+fn power_on(machine: &Machine, dir: &Path) -> Guest {
+    machine.power_on(Command::new("qemu-system-x86_64"), dir)
+}
+
+/// Waits for the end of the tests in the guest, all of which have to pass.
+fn finish(mut guest: Guest, seconds: u64) {
+    let exit = guest.wait_for("GUEST EXIT", seconds);
     let text = guest.text();
     let results: Vec<&str> = text
         .lines()
@@ -124,4 +123,68 @@ fn in_guest_tests_pass() {
         .count();
     assert!(passed > 0, "no test ran in the guest");
     assert_eq!(guest.wait_end(30), End::PowerOff);
+}
+
+#[test]
+fn in_guest_tests_pass() {
+    let dir = directory("in_guest");
+    let filter = std::env::var("METAL_ANVIL_GUEST_FILTER")
+        .map(|filter| format!("guest.filter={filter} "))
+        .unwrap_or_default();
+    let disks = [
+        (Bus::Virtio, "virtio"),
+        (Bus::Sata, "sata"),
+        (Bus::Scsi, "scsi"),
+        (Bus::Nvme, "nvme"),
+    ]
+    .map(|(bus, name)| Disk::empty(&dir, name, bus, 256));
+    let machine = machine(
+        &dir,
+        &format!("{filter}guest.skip=layouts::"),
+        disks.to_vec(),
+    );
+    finish(power_on(&machine, &dir), 420);
+}
+
+#[test]
+fn each_layout_is_as_it_says_from_outside() {
+    let dir = directory("layouts");
+    let disks = [
+        (Bus::Virtio, "virtio-a", 1024),
+        (Bus::Virtio, "virtio-b", 1024),
+        (Bus::Scsi, "scsi-a", 768),
+        (Bus::Scsi, "scsi-b", 768),
+        (Bus::Nvme4k, "nvme-a", 1024),
+        (Bus::Nvme4k, "nvme-b", 1024),
+    ]
+    .map(|(bus, name, mib)| Disk::empty(&dir, name, bus, mib));
+    let machine = machine(&dir, "guest.filter=layouts::", disks.to_vec());
+    let mut guest = power_on(&machine, &dir);
+    let mut names: Vec<String> = fs::read_dir(root().join("tests/layouts"))
+        .expect("tests/layouts")
+        .map(|entry| entry.expect("tests/layouts").file_name())
+        .filter_map(|name| Some(name.to_str()?.strip_suffix(".json")?.to_owned()))
+        .collect();
+    names.sort();
+    assert!(names.len() >= 14, "{names:?}");
+    for name in &names {
+        let line = guest.wait_for_any(&["LAYOUT ", "GUEST EXIT"], 120);
+        let (_, said) = line
+            .split_once("LAYOUT ")
+            .expect("the test in the guest failed");
+        let mut words = said.split_whitespace();
+        assert_eq!(words.next(), Some(name.as_str()), "{said}");
+        // The serial number's last digit is the disk's place in our list.
+        let known = words.filter_map(|word| {
+            let (kernel_name, serial) = word.split_once('=')?;
+            let index = serial.chars().last()?.to_digit(10)? as usize;
+            Some((kernel_name.to_owned(), &machine.disks[index]))
+        });
+        let json = fs::read(root().join(format!("tests/layouts/{name}.json"))).expect("a layout");
+        let layout = serde_json::from_slice(&json).expect("a layout is JSON");
+        examine(&layout, known.collect());
+        println!("{name}: as it says, {:?} after power-on", guest.age());
+        guest.type_in("\n");
+    }
+    finish(guest, 60);
 }

@@ -344,7 +344,8 @@ mod tests {
     #[test]
     fn create_options_are_known_ones() {
         let long = "x".repeat(MAX_OPTION + 1);
-        let table: [(&[&str], Result<Option<Metadata>, &str>); 18] = [
+        type Case<'c> = (&'c [&'c str], Result<Option<Metadata>, &'c str>);
+        let table: [Case; 18] = [
             (&[], Ok(None)),
             (&["--metadata=1.0"], Ok(Some(Metadata::V1End))),
             (&["--metadata", "1.0"], Ok(Some(Metadata::V1End))),

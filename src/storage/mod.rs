@@ -20,6 +20,7 @@ mod plan_devices;
 mod plan_filesystems;
 mod plan_show;
 pub mod plan_stacks;
+pub mod preview;
 pub mod scope;
 pub mod signatures;
 pub mod stack;

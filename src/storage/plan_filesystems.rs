@@ -7,8 +7,9 @@ use super::plan_checks as checks;
 use super::plan_devices::{Devices, What};
 use crate::control::api::{Filesystem, FilesystemLayout, Format, GptType};
 
-/// A FAT32 file system needs 65525 clusters of at least 512 bytes, and its tables.
-const MIN_FAT32_MIB: u64 = 33;
+/// A FAT32 file system has at least so many clusters (Microsoft FAT specification, §3.5), each
+/// a block or more, and two tables of four bytes for each.
+const MIN_FAT32_CLUSTERS: u64 = 65525;
 
 /// Places every file system of the layout and sorts them into mount order.
 pub(super) fn place(
@@ -188,6 +189,10 @@ pub(super) fn check_esp(plan: &mut Plan) -> Result<(), Problem> {
     }
     let node = plan.node(base).unwrap_or_else(|| std::path::Path::new(""));
     let mib = plan.size(base) / MIB;
+    let block = partitions
+        .first()
+        .map_or(512, |(disk, _)| u64::from(disk.disk.logical_block_size));
+    let least = (MIN_FAT32_CLUSTERS * (block + 8)).div_ceil(MIB);
     let odd = partitions
         .iter()
         .find(|(_, partition)| partition.gpt_type != GptType::Boot);
@@ -201,9 +206,9 @@ pub(super) fn check_esp(plan: &mut Plan) -> Result<(), Problem> {
             "{} is mounted at /boot/efi, but is not FAT: firmware cannot read it",
             node.display()
         ))
-    } else if mib < MIN_FAT32_MIB {
+    } else if mib < least {
         Some(format!(
-            "{} has {mib} MiB: too small for a FAT32 that every firmware reads",
+            "{} has {mib} MiB: too small for a FAT32 that every firmware reads; expected {least} MiB",
             node.display()
         ))
     } else {

@@ -43,13 +43,17 @@ fn main() {
 fn run(console: &File) -> i32 {
     let handle = || console.try_clone().map_or(Stdio::null(), Stdio::from);
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    // `guest.filter=NAME`: only tests whose name holds NAME.
-    let filter = words
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("guest.filter="));
+    // `guest.filter=NAME`: only tests whose name holds NAME; `guest.skip=NAME`: not those.
+    let said = |key: &'static str| {
+        words
+            .split_whitespace()
+            .filter_map(move |word| word.strip_prefix(key))
+    };
+    let skipped = said("guest.skip=").flat_map(|name| ["--skip", name]);
     let status = Command::new("/in_guest")
         .args(["--test-threads=1"])
-        .args(filter)
+        .args(skipped)
+        .args(said("guest.filter=").next())
         .env("RUST_BACKTRACE", "1")
         .env("METAL_ANVIL_IN_GUEST", "1")
         .stdin(Stdio::null())

@@ -6,4 +6,5 @@
 //! file per module under test.
 
 mod bed;
+mod layouts;
 mod storage;

@@ -27,7 +27,7 @@ use uuid::Uuid;
 const MIB: usize = 1 << 20;
 
 /// The guest's disks with these names, all others left alone.
-fn machine(names: &[&str]) -> Sorted {
+pub fn machine(names: &[&str]) -> Sorted {
     assert!(
         std::env::var_os("METAL_ANVIL_IN_GUEST").is_some(),
         "this test destroys disks and runs in the guest only (scripts/test)"
@@ -52,14 +52,14 @@ fn machine(names: &[&str]) -> Sorted {
     sorted
 }
 
-fn every_disk() -> WipeScope {
+pub fn every_disk() -> WipeScope {
     match decide(&Journal::None, Answer::NoAllocation, Adopt::Hold) {
         Decision::WipeAndWait(scope) => scope,
         other => panic!("{other:?}"),
     }
 }
 
-fn root_disks() -> WipeScope {
+pub fn root_disks() -> WipeScope {
     let uuid = Uuid::from_u128(1);
     let answer = Answer::Allocation {
         uuid,
@@ -76,7 +76,7 @@ fn root_disks() -> WipeScope {
     }
 }
 
-fn everything_on(sorted: &Sorted) -> ScopedDisks {
+pub fn everything_on(sorted: &Sorted) -> ScopedDisks {
     disks_in_scope(&every_disk(), sorted, None).unwrap()
 }
 
@@ -135,12 +135,12 @@ fn install(layout: &FilesystemLayout, sorted: &Sorted, scope: &WipeScope) -> Tar
     apply(&plan, Path::new("/tmp/target"), &Tools::default()).unwrap()
 }
 
-fn mounts() -> String {
+pub fn mounts() -> String {
     fs::read_to_string("/proc/mounts").unwrap()
 }
 
 /// The whole disk; it is small, and comparing is faster than hashing in an emulated guest.
-fn content(disk: &Disk) -> Vec<u8> {
+pub fn content(disk: &Disk) -> Vec<u8> {
     let mut bytes = vec![0; disk.size as usize];
     let file = File::open(&disk.path).unwrap();
     file.read_exact_at(&mut bytes, 0).unwrap();
@@ -350,33 +350,44 @@ fn a_disk_in_use_is_not_touched_and_its_user_is_named() {
 }
 
 #[test]
-fn a_disk_in_an_array_is_not_touched_and_the_array_is_named() {
+fn a_mounted_array_is_not_touched_and_an_idle_one_is_stopped() {
     let sorted = machine(&["sda"]);
     let scoped = everything_on(&sorted);
     wipe(&scoped, Depth::Quick).unwrap();
-    let mdadm = |arguments: &[&str]| {
-        let output = Command::new("/usr/sbin/mdadm")
-            .args(arguments)
-            .output()
-            .unwrap();
+    let tool = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().unwrap();
         assert!(
             output.status.success(),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
     };
-    mdadm(&[
-        "--create",
-        "/dev/md7",
-        "--run",
-        "--level=1",
-        "--raid-devices=2",
-        "--metadata=1.2",
-        "/dev/sda",
-        "missing",
-    ]);
+    tool(
+        "/usr/sbin/mdadm",
+        &[
+            "--create",
+            "/dev/md7",
+            "--run",
+            "--level=1",
+            "--raid-devices=2",
+            "--metadata=1.2",
+            "/dev/sda",
+            "missing",
+        ],
+    );
+    tool("/usr/sbin/mke2fs", &["-q", "-t", "ext4", "/dev/md7"]);
+    fs::create_dir_all("/tmp/busy").unwrap();
+    let none = MsFlags::empty();
+    mount(
+        Some("/dev/md7"),
+        "/tmp/busy",
+        Some("ext4"),
+        none,
+        None::<&str>,
+    )
+    .unwrap();
     let error = wipe(&scoped, Depth::Quick).unwrap_err().to_string();
-    mdadm(&["--stop", "/dev/md7"]);
+    umount("/tmp/busy").unwrap();
     assert!(error.contains("md7 (on sda)"), "{error}");
     let dirty = quick_check(&scoped).unwrap();
     assert!(
@@ -385,6 +396,7 @@ fn a_disk_in_an_array_is_not_touched_and_the_array_is_named() {
     );
     wipe(&scoped, Depth::Quick).unwrap();
     assert_eq!(quick_check(&scoped).unwrap(), []);
+    assert!(!Path::new("/sys/block/md7").exists());
 }
 
 #[test]

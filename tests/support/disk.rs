@@ -21,6 +21,18 @@ pub enum Bus {
     Scsi,
     /// NVMe: /dev/nvmeXn1.
     Nvme,
+    /// NVMe with blocks of 4 KiB.
+    Nvme4k,
+}
+
+impl Bus {
+    /// Bytes of a logical block.
+    pub fn block(self) -> u64 {
+        match self {
+            Self::Nvme4k => 4096,
+            _ => 512,
+        }
+    }
 }
 
 /// A disk that outlives the power-ons of one test.
@@ -59,6 +71,12 @@ impl Disk {
             file.write_all_at(&block, at).expect("write the pattern");
         }
         disk
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        let metadata = std::fs::metadata(&self.path).expect("own disk");
+        metadata.len()
     }
 
     /// SHA-256 of the whole content, holes read as zeros.
