@@ -7,12 +7,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::disk::{Bus, Disk};
+use serde_json::json;
+use support::disk::{Bus, Disk, MIB};
 use support::examine::examine;
 use support::guest::{End, Guest, Machine, Start};
 use support::media::{self, CONSOLE};
 use support::process::run;
 use support::root;
+
+/// What a tenant left in every sector.
+const PATTERN: &[u8] = b"DATA OF A TENANT\n";
 
 /// Builds a target of this package and answers its executable (cargo is quick when it is built).
 fn built(kind: &str, name: &str) -> PathBuf {
@@ -140,7 +144,7 @@ fn in_guest_tests_pass() {
     .map(|(bus, name)| Disk::empty(&dir, name, bus, 256));
     let machine = machine(
         &dir,
-        &format!("{filter}guest.skip=layouts::"),
+        &format!("{filter}guest.skip=layouts:: guest.skip=wiping::"),
         disks.to_vec(),
     );
     finish(power_on(&machine, &dir), 420);
@@ -168,7 +172,7 @@ fn each_layout_is_as_it_says_from_outside() {
     names.sort();
     assert!(names.len() >= 14, "{names:?}");
     for name in &names {
-        let line = guest.wait_for_any(&["LAYOUT ", "GUEST EXIT"], 120);
+        let line = guest.wait_for_any(&["LAYOUT ", "GUEST EXIT"], 300);
         let (_, said) = line
             .split_once("LAYOUT ")
             .expect("the test in the guest failed");
@@ -187,4 +191,92 @@ fn each_layout_is_as_it_says_from_outside() {
         guest.type_in("\n");
     }
     finish(guest, 60);
+}
+
+/// A place that the broken disk cannot write, in sectors.
+const BAD_SECTOR: u64 = 100_000;
+
+#[test]
+fn nothing_of_a_tenant_is_left_after_a_secure_wipe() {
+    let dir = directory("wiping");
+    let full = |name: &str, bus: Bus| {
+        let disk = Disk::empty(&dir, name, bus, 96);
+        disk.fill(PATTERN);
+        disk
+    };
+    let (sata, nvme) = (full("sata", Bus::Sata), full("nvme", Bus::Nvme));
+    let [liar, protected, broken] =
+        ["liar", "protected", "broken"].map(|name| full(name, Bus::Virtio));
+    let key = dir.join("key");
+    fs::write(&key, "a tenant's secret").expect("write the key");
+    let mut luks = Command::new("cryptsetup");
+    luks.args([
+        "luksFormat",
+        "--batch-mode",
+        "--type=luks2",
+        "--pbkdf=pbkdf2",
+    ]);
+    luks.args(["--pbkdf-force-iterations=1000", "--key-file"]);
+    run(luks.arg(&key).arg(&nvme.path));
+    let before = protected.hash();
+
+    let mut machine = machine(
+        &dir,
+        "guest.filter=wiping::",
+        vec![sata.clone(), nvme.clone()],
+    );
+    // Discards succeed and change nothing; writes fail; one place cannot be written by any means.
+    let file = |disk: &Disk| disk.path.display().to_string();
+    let errors: Vec<_> = ["write", "write-zeroes", "discard"]
+        .map(|kind| json!({"event": "none", "iotype": kind, "sector": BAD_SECTOR, "errno": 5}))
+        .to_vec();
+    let node = json!({
+        "driver": "raw", "node-name": "broken",
+        "file": {"driver": "blkdebug", "inject-error": errors,
+            "image": {"driver": "file", "filename": file(&broken), "discard": "unmap"}},
+    });
+    let node = node.to_string();
+    let liar_drive = format!(
+        "if=none,id=liar,format=raw,cache=unsafe,discard=ignore,file={}",
+        file(&liar)
+    );
+    let protected_drive = format!(
+        "if=none,id=protected,format=raw,readonly=on,file={}",
+        file(&protected)
+    );
+    let extra = [
+        "-drive",
+        &liar_drive,
+        "-device",
+        "virtio-blk-pci,drive=liar,serial=liar",
+        "-drive",
+        &protected_drive,
+        "-device",
+        "virtio-blk-pci,drive=protected,serial=protected",
+        "-blockdev",
+        &node,
+        "-device",
+        "virtio-scsi-pci,id=odd",
+        "-device",
+        "scsi-hd,bus=odd.0,drive=broken,serial=broken",
+    ];
+    machine.extra = extra.map(str::to_owned).to_vec();
+    finish(power_on(&machine, &dir), 420);
+
+    for disk in [&sata, &nvme, &liar] {
+        assert_eq!(
+            disk.places_of(PATTERN),
+            [0_u64; 0],
+            "in {}",
+            disk.path.display()
+        );
+    }
+    assert_eq!(
+        protected.hash(),
+        before,
+        "a write-protected disk was written"
+    );
+    // All but the place that could not be written is gone, which is why the disk was reported.
+    let bad = BAD_SECTOR * 512 / MIB;
+    assert_eq!(broken.places_of(PATTERN), [bad]);
 }

@@ -39,6 +39,8 @@ impl Policy {
                 .or(below.boot_helper_timeout_seconds),
             reboot_delay_seconds: self.reboot_delay_seconds.or(below.reboot_delay_seconds),
             wait_hours: self.wait_hours.or(below.wait_hours),
+            wipe: self.wipe.or(below.wipe),
+            wipe_failures: self.wipe_failures.or(below.wipe_failures),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
         }

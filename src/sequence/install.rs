@@ -14,7 +14,7 @@ use super::finish::{Installed, NewKernel};
 use super::preflight::Checked;
 use super::progress::ProgressLine;
 use crate::control::api::EventType;
-use crate::decide::Journal;
+use crate::decide::{Extent, Journal};
 use crate::efi::device_path::EspLocation;
 use crate::efi::{boot, esp, journal};
 use crate::image::root::RootDir;
@@ -25,7 +25,8 @@ use crate::storage::apply::apply;
 use crate::storage::disks;
 use crate::storage::target::{EfiPartition, Target};
 use crate::storage::tools::Tools;
-use crate::storage::wipe::{self, Depth};
+use crate::storage::wipe;
+use crate::storage::wipe_policy::{Occasion, depth};
 
 /// Where the new root is mounted.
 const TARGET: &str = "/mnt/root";
@@ -92,15 +93,11 @@ impl Allocated {
     ) -> Result<NewKernel, Failure> {
         if !self.disks_are_empty {
             // What the layout does not cover must not survive, or be found by the next OS.
-            let depth = if self.reinstall {
-                Depth::Quick
-            } else {
-                Depth::Full
+            let occasion = match self.scope.extent() {
+                Extent::RootDisks => Occasion::Reinstall,
+                Extent::EveryDisk => Occasion::ChangeOfHands,
             };
-            let wiped = block_in_place(|| wipe::wipe(&checked.disks, depth)).during(Step::Wipe)?;
-            for disk in &wiped {
-                tracing::info!("{disk}");
-            }
+            block_in_place(|| self.registered.wipe_disks(&checked.disks, occasion))?;
         }
         let (target, image) = self.unpack(checked).await?;
         let boot_info = self.prepare(&target, password).await?;
@@ -250,7 +247,7 @@ impl Allocated {
         }
         block_in_place(|| {
             unmount_below(Path::new(TARGET));
-            match wipe::wipe(&checked.disks, Depth::Quick) {
+            match wipe::wipe(&checked.disks, depth(None, Occasion::Spoiled)) {
                 Ok(_) => tracing::info!("the half-written disks were made unbootable"),
                 Err(error) => tracing::warn!("a half-written disk may be bootable: {error}"),
             }

@@ -8,3 +8,4 @@
 mod bed;
 mod layouts;
 mod storage;
+mod wiping;

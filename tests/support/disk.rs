@@ -79,6 +79,32 @@ impl Disk {
         metadata.len()
     }
 
+    /// Writes `pattern` over and over, from the first byte to the last.
+    pub fn fill(&self, pattern: &[u8]) {
+        let block: Vec<u8> = pattern.iter().copied().cycle().take(MIB as usize).collect();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .expect("own disk");
+        for at in (0..self.size()).step_by(MIB as usize) {
+            file.write_all_at(&block, at).expect("fill own disk");
+        }
+    }
+
+    /// The MiB, by number, that hold `pattern` anywhere.
+    pub fn places_of(&self, pattern: &[u8]) -> Vec<u64> {
+        let file = File::open(&self.path).expect("own disk");
+        let mut chunk = vec![0u8; MIB as usize];
+        let mut holds = |mib: &u64| {
+            file.read_exact_at(&mut chunk, mib * MIB)
+                .expect("read own disk");
+            // Most are empty, and told to be so much faster.
+            chunk.iter().any(|byte| *byte != 0)
+                && chunk.windows(pattern.len()).any(|part| part == pattern)
+        };
+        (0..self.size() / MIB).filter(|mib| holds(mib)).collect()
+    }
+
     /// SHA-256 of the whole content, holes read as zeros.
     pub fn hash(&self) -> String {
         let mut file = File::open(&self.path).expect("own disk");
