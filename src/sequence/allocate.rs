@@ -216,7 +216,14 @@ impl Registered {
     async fn check(&self, scope: WipeScope) -> Result<(), Failure> {
         let disks =
             scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
-        let dirty = block_in_place(|| wipe::quick_check(&disks)).during(Step::Wipe)?;
+        let goes_on = self.authorized.settings.policy.wipe_failures == Some(OnFailure::Report);
+        let dirty = match block_in_place(|| wipe::quick_check(&disks)) {
+            Err(error) if goes_on => {
+                tracing::error!("{error}");
+                return self.wipe(scope, Occasion::WipedBefore).await;
+            }
+            other => other.during(Step::Wipe)?,
+        };
         if dirty.is_empty() {
             tracing::info!("{} disks are still empty", disks.disks().len());
             return Ok(());

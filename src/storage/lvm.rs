@@ -100,6 +100,15 @@ pub(super) fn node(group: &str, volume: &str) -> PathBuf {
     PathBuf::from(format!("/dev/mapper/{}-{}", escape(group), escape(volume)))
 }
 
+/// Group and volume of a name below `/dev/mapper`.
+#[must_use]
+pub(super) fn names_of(mapped: &str) -> Option<(String, String)> {
+    let marked = mapped.replace("--", "\0");
+    let (group, volume) = marked.split_once('-')?;
+    let plain = |name: &str| name.replace('\0', "-");
+    Some((plain(group), plain(volume)))
+}
+
 /// Extents of a physical volume of `size` bytes whose data starts at `first` bytes.
 #[must_use]
 pub(super) fn extents(size: u64, first: u64) -> u64 {
@@ -300,6 +309,10 @@ mod tests {
         }
         assert!(tags(&vec!["t".to_owned(); MAX_TAGS + 1]).is_err());
         assert_eq!(node("vg-a", "root"), Path::new("/dev/mapper/vg--a-root"));
+        let names = |group: &str, volume: &str| Some((group.to_owned(), volume.to_owned()));
+        assert_eq!(names_of("vg--a-root"), names("vg-a", "root"));
+        assert_eq!(names_of("vg-more--data"), names("vg", "more-data"));
+        assert_eq!(names_of("crypt"), None);
     }
 
     #[test]

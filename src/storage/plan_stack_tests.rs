@@ -465,3 +465,54 @@ fn optimal_io_size_moves_partitions_when_it_makes_sense() {
         assert_eq!(starts, expected, "{optimal}");
     }
 }
+
+proptest::proptest! {
+    /// Whatever a layout asks for, a plan that is made keeps partitions apart and on the disk.
+    #[test]
+    fn planned_partitions_never_overlap(
+        size in 0_u64..(64 << 30),
+        block in proptest::sample::select(vec![512_u32, 4096]),
+        optimal in proptest::sample::select(vec![0_u64, 4096, 1 << 20, 3 << 20, 64 << 20, 0xffff * 512]),
+        sizes in proptest::collection::vec((1_u32..=128, 0_u64..20_000), 1..12),
+    ) {
+        let mut layout = layout();
+        let system = layout.disks[0].partitions.clone();
+        layout.disks[0].partitions = sizes.iter().map(|(number, mib)| partition(*number, "", *mib, GptType::Linux)).collect();
+        layout.disks[0].partitions.extend(system.into_iter().filter(|p| sizes.iter().all(|(number, _)| *number != p.number)));
+        let mut machine = machine();
+        machine.erasable[0].size = size;
+        machine.erasable[0].logical_block_size = block;
+        machine.erasable[0].optimal_io_size = optimal;
+        if let Ok(plan) = plan_on(&layout, &machine) {
+            let mut end = 1;
+            for partition in &plan.disks()[0].partitions {
+                proptest::prop_assert!(partition.start_lba >= end && partition.blocks > 0);
+                proptest::prop_assert_eq!(partition.start_lba * u64::from(block) % MIB, 0);
+                end = partition.start_lba + partition.blocks;
+            }
+            // The backup table has 33 blocks of 512 bytes, or 5 of 4096.
+            let backup = if block == 512 { 33 } else { 5 };
+            proptest::prop_assert!(end + backup <= size / u64::from(block));
+        }
+    }
+
+    /// A volume takes no more than there is, and no less than it says.
+    #[test]
+    fn volumes_take_what_they_say(
+        mut free in proptest::collection::vec(0_u64..1000, 0..6),
+        kind in proptest::sample::select(vec![Kind::Linear, Kind::Striped, Kind::Mirror]),
+        wanted in proptest::option::of(0_u64..3000),
+    ) {
+        let before: u64 = free.iter().sum();
+        let result = crate::storage::lvm::allocate(&mut free, kind, wanted);
+        let taken = before - free.iter().sum::<u64>();
+        match result {
+            Ok(extents) if kind == Kind::Mirror => proptest::prop_assert_eq!(taken, 2 * (extents + 1)),
+            Ok(extents) => proptest::prop_assert_eq!(taken, extents),
+            Err(_) => proptest::prop_assert_eq!(taken, 0),
+        }
+        if let (Ok(extents), Some(wanted)) = (result, wanted) {
+            proptest::prop_assert!(extents >= wanted);
+        }
+    }
+}

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::device;
 use super::disks::{DevId, Disk};
+use super::{device, lvm};
 
 /// How many layers a stack may have, and devices in all.
 const MAX_DEPTH: usize = 16;
@@ -283,11 +283,28 @@ fn remove_mapped(name: &str) -> io::Result<()> {
     // SAFETY: the kernel reads and writes `data_size` bytes of `request`, which is that long
     // and lives through the call.
     unsafe { ioctl::dm_dev_remove(control.as_raw_fd(), &raw mut request) }?;
-    // No udev runs that would remove the node.
-    match fs::remove_file(Path::new("/dev/mapper").join(name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+    // No udev runs that would remove what LVM has put into /dev, and LVM takes a directory
+    // there for a group that exists.
+    remove_nodes(Path::new("/dev"), name)
+}
+
+fn remove_nodes(dev: &Path, name: &str) -> io::Result<()> {
+    let tolerate = |result: io::Result<()>, kind| match result {
+        Err(error) if error.kind() != kind => Err(error),
         _ => Ok(()),
+    };
+    let gone = io::ErrorKind::NotFound;
+    tolerate(fs::remove_file(dev.join("mapper").join(name)), gone)?;
+    let Some((group, volume)) = lvm::names_of(name) else {
+        return Ok(());
+    };
+    let group = dev.join(group);
+    let link = group.join(volume);
+    if link.is_symlink() {
+        tolerate(fs::remove_file(link), gone)?;
+        tolerate(fs::remove_dir(group), io::ErrorKind::DirectoryNotEmpty)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -374,6 +391,28 @@ mod tests {
             error,
             "md0 stands on /dev/sda and on sdb1, which must not be written; stop it by hand, or free the machine"
         );
+    }
+
+    #[test]
+    fn what_lvm_put_into_dev_goes_too() {
+        let root = tempfile::tempdir().unwrap();
+        let dev = root.path();
+        fs::create_dir_all(dev.join("mapper")).unwrap();
+        fs::create_dir_all(dev.join("vg-a")).unwrap();
+        for (node, volume) in [("vg--a-x", "x"), ("vg--a-y", "y")] {
+            fs::write(dev.join("mapper").join(node), "").unwrap();
+            std::os::unix::fs::symlink(
+                dev.join("mapper").join(node),
+                dev.join("vg-a").join(volume),
+            )
+            .unwrap();
+        }
+        remove_nodes(dev, "vg--a-x").unwrap();
+        assert!(dev.join("vg-a/y").is_symlink() && !dev.join("vg-a/x").is_symlink());
+        remove_nodes(dev, "vg--a-y").unwrap();
+        assert!(!dev.join("vg-a").exists() && !dev.join("mapper/vg--a-y").exists());
+        remove_nodes(dev, "vg--a-y").unwrap();
+        remove_nodes(dev, "crypt").unwrap();
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub struct Target {
     /// The other members, when the EFI system partition is mirrored: the same content, each
     /// with a boot entry of its own.
     pub esp_mirrors: Vec<EfiPartition>,
-    /// Whether the OS needs md to find its file systems.
+    /// Whether arrays were made.
     pub has_arrays: bool,
     /// What it stands on.
     pub disks: Vec<Disk>,

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use metal_anvil::control::api::{
-    Filesystem, FilesystemLayout, Format, GptType, LayoutDisk, Partition,
+    Filesystem, FilesystemLayout, Format, GptType, LayoutDisk, LogicalVolume, Partition, Raid,
+    VolumeGroup,
 };
 use metal_anvil::decide::{Adopt, Age, Answer, Decision, Journal, WipeScope, decide};
 use metal_anvil::storage::apply::apply;
@@ -321,6 +322,77 @@ fn a_root_only_install_leaves_the_data_disk_bit_for_bit() {
         content(&sorted.erasable[1]) == before,
         "the data disk has changed"
     );
+}
+
+#[test]
+fn a_root_only_install_keeps_arrays_and_volumes_bit_for_bit() {
+    let names = ["sda", "sdb", "vda", "nvme0n1"];
+    let sorted = machine(&names);
+    let mut stacked = layout("sda");
+    for (device, gpt_type) in [
+        ("/dev/vda", GptType::LinuxRaid),
+        ("/dev/nvme0n1", GptType::LinuxRaid),
+    ] {
+        stacked.disks.push(LayoutDisk {
+            device: device.into(),
+            partitions: vec![partition(1, 0, gpt_type)],
+        });
+    }
+    stacked.disks.push(LayoutDisk {
+        device: "/dev/sdb".into(),
+        partitions: vec![],
+    });
+    stacked.raid.push(Raid {
+        array_name: "/dev/md5".into(),
+        devices: vec!["/dev/vda1".into(), "/dev/nvme0n1p1".into()],
+        level: "RAID_LEVEL_1".into(),
+        ..Raid::default()
+    });
+    stacked.volume_groups.push(VolumeGroup {
+        name: "data".into(),
+        devices: vec!["/dev/sdb".into()],
+        tags: vec![],
+    });
+    stacked.logical_volumes.push(LogicalVolume {
+        name: "lv".into(),
+        volume_group: "data".into(),
+        ..LogicalVolume::default()
+    });
+    stacked.filesystems.extend([
+        filesystem("/dev/md5".into(), Format::Ext4, "/array", &[]),
+        filesystem("/dev/data/lv".into(), Format::Ext4, "/volume", &[]),
+    ]);
+    let first = install(&stacked, &sorted, &every_disk());
+    let line = |target: &Target, path: &str| {
+        let fstab = target.fstab();
+        let found = fstab.lines().find(|line| line.contains(path));
+        found
+            .map(str::to_owned)
+            .unwrap_or_else(|| panic!("{path} is not in {fstab}"))
+    };
+    let (array, root) = (line(&first, " /array "), first.root_uuid.clone());
+    first.unmount().unwrap();
+
+    let sorted = machine(&names);
+    let kept: Vec<_> = sorted
+        .erasable
+        .iter()
+        .filter(|disk| disk.name != "sda")
+        .collect();
+    let before: Vec<_> = kept.iter().map(|disk| content(disk)).collect();
+    let second = install(&stacked, &sorted, &root_disks());
+    assert_ne!(second.root_uuid, root);
+    // The array's file system by its UUID, read without assembling it; the volume by its name.
+    assert_eq!(line(&second, " /array "), array);
+    assert_eq!(
+        line(&second, " /volume "),
+        "/dev/mapper/data-lv /volume ext4 defaults,nofail 0 2"
+    );
+    assert!(!second.has_arrays);
+    second.unmount().unwrap();
+    for (disk, before) in kept.iter().zip(before) {
+        assert!(content(disk) == before, "{disk} has changed");
+    }
 }
 
 #[test]
