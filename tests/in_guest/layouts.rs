@@ -261,14 +261,12 @@ fn find_again(layout: &FilesystemLayout, fstab: &str) {
     assert_eq!(lines.len(), expected, "{fstab}");
     for line in lines.iter().filter(|line| line[0] != "tmpfs") {
         let uuid = line[0].strip_prefix("UUID=").unwrap();
-        let devices = found
+        let device = found
             .get(uuid)
             .unwrap_or_else(|| panic!("{uuid} is not in {found:?}"));
         if line[2] == "swap" {
             continue;
         }
-        // A member of a mirror with its metadata at the end looks like the array: the array is last.
-        let device = devices.last().unwrap();
         fs::create_dir_all("/tmp/again").unwrap();
         let options = (line[2] != "vfat").then_some("noload");
         mount(
@@ -288,22 +286,27 @@ fn find_again(layout: &FilesystemLayout, fstab: &str) {
     }
 }
 
-/// Block devices by the UUID of the file system on them, stacked ones last.
-fn filesystems() -> BTreeMap<String, Vec<PathBuf>> {
-    let mut nodes = Vec::new();
+/// Block devices by the UUID of the file system on them. What others stand on does not count: a
+/// member of a mirror may look like the mirror.
+fn filesystems() -> BTreeMap<String, PathBuf> {
+    let mut names = Vec::new();
     for disk in discover(Path::new("/sys")).unwrap() {
-        nodes.extend(
+        names.extend(
             disk.partitions
                 .iter()
-                .map(|partition| Path::new("/dev").join(&partition.name)),
+                .map(|partition| partition.name.clone()),
         );
-        nodes.push(disk.path);
+        names.push(disk.name);
     }
-    nodes.extend(stacks().iter().map(|name| Path::new("/dev").join(name)));
-    let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    for node in nodes {
-        if let Ok(Some(superblock)) = File::open(&node).and_then(|file| superblock::read(&file)) {
-            found.entry(superblock.uuid).or_default().push(node);
+    names.extend(stacks());
+    let mut found = BTreeMap::new();
+    for name in names {
+        let holders = fs::read_dir(format!("/sys/class/block/{name}/holders")).unwrap();
+        let node = Path::new("/dev").join(&name);
+        let superblock = File::open(&node).and_then(|file| superblock::read(&file));
+        if let (0, Ok(Some(superblock))) = (holders.count(), superblock) {
+            let other = found.insert(superblock.uuid, node);
+            assert_eq!(other, None, "{name} has the UUID of another device");
         }
     }
     found
