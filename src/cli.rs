@@ -11,12 +11,17 @@ use tokio::runtime::Runtime;
 
 use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
+use crate::decide::Extent;
 use crate::hardware::{self, Roots, capture};
 use crate::image::{self, ImageSource, Progress};
 use crate::net::lldp::live::{self, Format};
+use crate::storage::preview::preview;
 
 /// Authorities of one site: a few certificates.
 const MAX_PEM: u64 = 1 << 20;
+
+/// Longest layout file that is read, in bytes.
+const MAX_LAYOUT: u64 = 1 << 20;
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
 /// else it is this command line, which never writes to a disk.
@@ -46,6 +51,9 @@ enum Verb {
     /// Check a metal.config before it goes onto a medium
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Filesystem layouts
+    #[command(subcommand)]
+    Layout(LayoutVerb),
     /// Fetch, check and unpack OS images
     #[command(subcommand)]
     Image(ImageVerb),
@@ -73,6 +81,26 @@ enum ConfigVerb {
     Check {
         /// A metal.config, JSON
         file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum LayoutVerb {
+    /// Print what the layout in FILE would become, with sizes; writes nothing
+    Plan {
+        /// JSON: a filesystemLayout, or an allocation that has one
+        file: PathBuf,
+        /// A captured sysfs whose disks count; without it this host's do
+        #[arg(
+            long,
+            value_name = "DIR",
+            default_value = "/sys",
+            hide_default_value = true
+        )]
+        machine: PathBuf,
+        /// Plan a re-install, which writes the root's disks only
+        #[arg(long)]
+        reinstall: bool,
     },
 }
 
@@ -141,6 +169,11 @@ pub fn run() -> ExitCode {
         Verb::Lldp(LldpVerb::Listen { interface, json }) => listen(&interface, json),
         Verb::Image(ImageVerb::Write { image, dir }) => write_image(&image, &dir),
         Verb::Image(ImageVerb::Verify { image }) => verify_image(&image),
+        Verb::Layout(LayoutVerb::Plan {
+            file,
+            machine,
+            reinstall,
+        }) => plan_layout(&file, &machine, reinstall),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -200,6 +233,15 @@ fn listen(interface: &str, json: bool) -> Done {
         .build()?;
     let format = if json { Format::Json } else { Format::Line };
     runtime.block_on(live::listen(interface, format, &mut std::io::stdout()))?;
+    Ok(())
+}
+
+fn plan_layout(file: &Path, sys: &Path, reinstall: bool) -> Done {
+    let extent = match reinstall {
+        true => Extent::RootDisks,
+        false => Extent::EveryDisk,
+    };
+    print!("{}", preview(&read(file, MAX_LAYOUT)?, sys, extent)?);
     Ok(())
 }
 

@@ -47,6 +47,8 @@ impl Policy {
             bmc_super_user: self.bmc_super_user.or(below.bmc_super_user),
             image_without_checksum: self.image_without_checksum.or(below.image_without_checksum),
             image_max_gib: self.image_max_gib.or(below.image_max_gib),
+            wipe: self.wipe.or(below.wipe),
+            wipe_failures: self.wipe_failures.or(below.wipe_failures),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
             inventory_tags: if self.inventory_tags.is_empty() {

@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::decide::Adopt;
+use crate::storage::wipe_policy::{OnFailure, Thoroughness, word};
 
 /// `GET /config/{uuid}`.
 ///
@@ -163,6 +164,12 @@ pub struct Policy {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub inventory_tags: Vec<String>,
+    /// How thorough wipes are.
+    #[serde(with = "word", skip_serializing_if = "Option::is_none")]
+    pub wipe: Option<Thoroughness>,
+    /// What a disk means that could not be wiped.
+    #[serde(with = "word", skip_serializing_if = "Option::is_none")]
+    pub wipe_failures: Option<OnFailure>,
 }
 
 /// What is done about the BMC.

@@ -17,7 +17,9 @@ use crate::efi::gpt::Partition;
 use crate::efi::{esp, journal};
 use crate::init::power;
 use crate::storage::eligible::{self, Exclusions, Sorted};
-use crate::storage::wipe::{self, Depth};
+use crate::storage::scope::ScopedDisks;
+use crate::storage::wipe;
+use crate::storage::wipe_policy::{Occasion, OnFailure, depth};
 use crate::storage::{disks, scope};
 
 /// How often a machine that holds looks whether something has changed.
@@ -59,7 +61,7 @@ impl Registered {
                     return Ok(self.allocated(allocation, scope, true, false));
                 }
                 (Decision::WipeAndWait(scope), _) => {
-                    self.wipe(scope, Depth::Full).await?;
+                    self.wipe(scope, Occasion::ChangeOfHands).await?;
                     return self.wait().await;
                 }
                 (Decision::CheckAndWait(scope), _) => {
@@ -169,7 +171,7 @@ impl Registered {
         Ok(sorted)
     }
 
-    async fn wipe(&self, scope: WipeScope, depth: Depth) -> Result<(), Failure> {
+    async fn wipe(&self, scope: WipeScope, occasion: Occasion) -> Result<(), Failure> {
         let efi = &self.authorized.connected.booted.efi;
         come_back(efi);
         let disks =
@@ -180,18 +182,48 @@ impl Registered {
             return Err(Failure::new(Step::Wipe, why));
         }
         tracing::info!("wiping {} disks", disks.disks().len());
-        let wiped = block_in_place(|| wipe::wipe(&disks, depth)).during(Step::Wipe)?;
-        for disk in &wiped {
+        block_in_place(|| self.wipe_disks(&disks, occasion))?;
+        journal::write(efi, &Journal::Wiped).during(Step::Wipe)
+    }
+
+    /// Wipes as thoroughly as policy wants, and reports on each disk. A disk that could not be
+    /// wiped ends the boot, unless policy goes on without it.
+    pub(super) fn wipe_disks(
+        &self,
+        disks: &ScopedDisks,
+        occasion: Occasion,
+    ) -> Result<(), Failure> {
+        let policy = &self.authorized.settings.policy;
+        let result = wipe::wipe(disks, depth(policy.wipe, occasion));
+        let (wiped, error) = match result {
+            Ok(wiped) => (wiped, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        for disk in error.iter().flat_map(|error| &error.wiped).chain(&wiped) {
             tracing::info!("{disk}");
         }
-        journal::write(efi, &Journal::Wiped).during(Step::Wipe)
+        match (error, policy.wipe_failures.unwrap_or_default()) {
+            (Some(error), OnFailure::Report) => {
+                tracing::error!("{error}; policy.wipe_failures says to go on");
+                Ok(())
+            }
+            (Some(error), OnFailure::Block) => Err(error).during(Step::Wipe),
+            (None, _) => Ok(()),
+        }
     }
 
     /// Disks that an earlier boot wiped are looked at, and wiped again if something wrote to them.
     async fn check(&self, scope: WipeScope) -> Result<(), Failure> {
         let disks =
             scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
-        let dirty = block_in_place(|| wipe::quick_check(&disks)).during(Step::Wipe)?;
+        let goes_on = self.authorized.settings.policy.wipe_failures == Some(OnFailure::Report);
+        let dirty = match block_in_place(|| wipe::quick_check(&disks)) {
+            Err(error) if goes_on => {
+                tracing::error!("{error}");
+                return self.wipe(scope, Occasion::WipedBefore).await;
+            }
+            other => other.during(Step::Wipe)?,
+        };
         if dirty.is_empty() {
             tracing::info!("{} disks are still empty", disks.disks().len());
             return Ok(());
@@ -199,7 +231,7 @@ impl Registered {
         for found in &dirty {
             tracing::warn!("{found}");
         }
-        self.wipe(scope, Depth::Full).await
+        self.wipe(scope, Occasion::WipedBefore).await
     }
 
     /// Waits for an allocation, for as long as it takes or until the planned reboot.

@@ -13,7 +13,7 @@ use super::failure::{During, Failure, Step};
 use super::finish::{Installed, NewKernel};
 use super::preflight::Checked;
 use crate::control::api::EventType;
-use crate::decide::Journal;
+use crate::decide::{Extent, Journal};
 use crate::efi::device_path::EspLocation;
 use crate::efi::{boot, esp, journal};
 use crate::image::root::RootDir;
@@ -24,7 +24,8 @@ use crate::storage::apply::apply;
 use crate::storage::disks;
 use crate::storage::target::{EfiPartition, Target};
 use crate::storage::tools::Tools;
-use crate::storage::wipe::{self, Depth};
+use crate::storage::wipe;
+use crate::storage::wipe_policy::{Occasion, depth};
 
 /// Where the new root is mounted.
 const TARGET: &str = "/mnt/root";
@@ -91,15 +92,11 @@ impl Allocated {
     ) -> Result<NewKernel, Failure> {
         if !self.disks_are_empty {
             // What the layout does not cover must not survive, or be found by the next OS.
-            let depth = if self.reinstall {
-                Depth::Quick
-            } else {
-                Depth::Full
+            let occasion = match self.scope.extent() {
+                Extent::RootDisks => Occasion::Reinstall,
+                Extent::EveryDisk => Occasion::ChangeOfHands,
             };
-            let wiped = block_in_place(|| wipe::wipe(&checked.disks, depth)).during(Step::Wipe)?;
-            for disk in &wiped {
-                tracing::info!("{disk}");
-            }
+            block_in_place(|| self.registered.wipe_disks(&checked.disks, occasion))?;
         }
         let (target, image) = self.unpack(checked).await?;
         let boot_info = self.prepare(&target, password).await?;
@@ -159,7 +156,7 @@ impl Allocated {
             nics: &self.registered.nics,
             console: console.as_deref(),
             password,
-            raid_enabled: false,
+            raid_enabled: target.has_arrays,
             root_uuid: &target.root_uuid,
             timestamp: Timestamp::now(),
             drop_fields: brought.map_or(&[], |installer| &installer.drop_fields),
@@ -216,14 +213,13 @@ impl Allocated {
         // The removable path is looked at last, whatever the directory.
         let id = boot_info.bootloader_id.as_deref().unwrap_or("BOOT");
         let loader = esp::loader_in(&esp_mount(target, partition), id).during(Step::BootEntry)?;
-        let location = EspLocation {
-            number: partition.number,
-            start_lba: partition.start_lba,
-            size_lba: partition.size_lba,
-            guid: partition.guid,
-        };
+        let mirrors = target.esp_mirrors.iter();
+        let locations: Vec<_> = std::iter::once(partition)
+            .chain(mirrors)
+            .map(location)
+            .collect();
         let efi = &self.registered.authorized.connected.booted.efi;
-        let entry = match boot::install_entries(efi, id, &[location], &loader) {
+        let entry = match boot::install_entries(efi, id, &locations, &loader) {
             Ok(entries) => entries.first().copied(),
             Err(error) if error.is_nvram() => {
                 tracing::warn!(
@@ -262,11 +258,21 @@ impl Allocated {
         }
         block_in_place(|| {
             unmount_below(Path::new(TARGET));
-            match wipe::wipe(&checked.disks, Depth::Quick) {
+            match wipe::wipe(&checked.disks, depth(None, Occasion::Spoiled)) {
                 Ok(_) => tracing::info!("the half-written disks were made unbootable"),
                 Err(error) => tracing::warn!("a half-written disk may be bootable: {error}"),
             }
         });
+    }
+}
+
+/// What a boot entry says of a partition.
+fn location(partition: &EfiPartition) -> EspLocation {
+    EspLocation {
+        number: partition.number,
+        start_lba: partition.start_lba,
+        size_lba: partition.size_lba,
+        guid: partition.guid,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Carries a plan out: partition tables, file systems, mounts.
+//! Carries a plan out: partition tables, arrays, volumes, file systems, mounts.
 
 use std::fs::File;
 use std::io;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::plan::{Place, Plan, PlannedFilesystem, PlannedPartition};
+use super::plan::{Base, Kept, Place, Plan, PlannedFilesystem};
 use super::plan_checks::chooses_fat_size;
 use super::superblock::{self, Family, fat_uuid};
 use super::target::{EfiPartition, MountedFilesystem, Target, below, mount_one, unmount_one};
 use super::tools::{self, Tools};
-use super::{device, gpt, wipe};
+use super::{apply_stacks, device, gpt, md, stack, wipe};
 use crate::control::api::{Format, GptType};
 
 /// Why a plan could not be carried out. What was mounted has been unmounted.
@@ -23,6 +23,12 @@ pub enum ApplyError {
     Device(#[from] device::Error),
     #[error(transparent)]
     Table(#[from] gpt::Error),
+    #[error(transparent)]
+    Stack(#[from] stack::Error),
+    #[error("cannot make {what}: {source}")]
+    Stacked { what: String, source: tools::Error },
+    #[error("cannot make {what}: {problem}")]
+    NoRoom { what: String, problem: String },
     #[error("cannot make a file system on {device}: {source}")]
     Make {
         device: PathBuf,
@@ -42,7 +48,7 @@ pub enum ApplyError {
     Plan,
 }
 
-/// Partitions, formats and mounts what the plan says; the target's `/` at `root`. Only
+/// Partitions, stacks, formats and mounts what the plan says; the target's `/` at `root`. Only
 /// disks that the plan lists are written, and a plan lists only disks in scope.
 ///
 /// tmpfs is not mounted: the image is to be unpacked onto the disk below it. File systems
@@ -52,7 +58,14 @@ pub enum ApplyError {
 /// # Errors
 /// What failed on which device. Mounts made until then are undone.
 pub fn apply(plan: &Plan, root: &Path, tools: &Tools) -> Result<Target, ApplyError> {
+    let disks: Vec<_> = plan
+        .disks()
+        .iter()
+        .map(|planned| planned.disk.clone())
+        .collect();
+    stack::take_down(&disks)?;
     let guids = write_tables(plan)?;
+    apply_stacks::make(plan, tools)?;
     let mut made = Vec::new();
     for filesystem in plan.filesystems() {
         made.extend(make(plan, filesystem, tools)?);
@@ -62,11 +75,15 @@ pub fn apply(plan: &Plan, root: &Path, tools: &Tools) -> Result<Target, ApplyErr
         .first()
         .map(|root| root.uuid.clone())
         .unwrap_or_default();
+    let mut esps = esps(plan, &guids).into_iter();
     Ok(Target {
         root: root.to_path_buf(),
         root_uuid,
         filesystems: made,
-        esp: esp(plan, &guids),
+        esp: esps.next(),
+        esp_mirrors: esps.collect(),
+        has_arrays: !plan.arrays().is_empty(),
+        disks,
     })
 }
 
@@ -75,6 +92,12 @@ fn write_tables(plan: &Plan) -> Result<Vec<Vec<Uuid>>, ApplyError> {
     let mut guids = Vec::new();
     for planned in plan.disks() {
         let mut file = device::open_exclusive(&planned.disk)?;
+        if planned.partitions.is_empty() {
+            wipe::clear_partition(&file, planned.disk.size)
+                .map_err(device::failed("clear", &planned.disk.path))?;
+            guids.push(Vec::new());
+            continue;
+        }
         guids.push(gpt::write(&mut file, planned)?);
         device::read_partitions_again(&file, &planned.disk)?;
         drop(file);
@@ -96,21 +119,24 @@ fn make(
 ) -> Result<Option<MountedFilesystem>, ApplyError> {
     let (device, uuid) = match &filesystem.place {
         Place::Memory => (None, String::new()),
-        Place::Kept { path } => match kept_uuid(path, filesystem.format) {
-            Ok(uuid) => (Some(path.clone()), uuid),
+        // Known by its name only, which is the same in every OS.
+        Place::Kept(Kept::Volume(node)) => (Some(node.clone()), String::new()),
+        Place::Kept(kept) => match kept_uuid(kept, filesystem.format) {
+            Ok((path, uuid)) => (Some(path), uuid),
             Err(problem) => {
-                tracing::warn!(device = %path.display(), path = filesystem.path, problem, "left out of fstab");
+                tracing::warn!(device = %kept, path = filesystem.path, problem, "left out of fstab");
                 return Ok(None);
             }
         },
-        Place::New { disk, partition } => {
-            let partitions = plan.disks().get(*disk).map(|disk| &disk.partitions);
-            let partition = partitions
-                .and_then(|partitions| partitions.get(*partition))
-                .ok_or(ApplyError::Plan)?;
-            let uuid = format(partition, filesystem, tools)?;
-            tracing::info!(device = %partition.path.display(), %filesystem, %uuid, "formatted");
-            (Some(partition.path.clone()), uuid)
+        Place::New(base) => {
+            let node = plan.node(*base).ok_or(ApplyError::Plan)?;
+            let size = match base {
+                Base::Partition { .. } => Some(plan.size(*base)),
+                _ => None,
+            };
+            let uuid = format(node, size, filesystem, tools)?;
+            tracing::info!(device = %node.display(), %filesystem, %uuid, "formatted");
+            (Some(node.to_path_buf()), uuid)
         }
     };
     Ok(Some(MountedFilesystem {
@@ -120,38 +146,64 @@ fn make(
         uuid,
         label: filesystem.label.clone(),
         options: filesystem.mount_options.clone(),
-        mounted: matches!(filesystem.place, Place::New { .. }) && filesystem.format != Format::Swap,
+        mounted: matches!(filesystem.place, Place::New(_)) && filesystem.format != Format::Swap,
     }))
 }
 
-fn kept_uuid(path: &Path, format: Format) -> Result<String, String> {
-    let found = File::open(path)
-        .and_then(|file| superblock::read(&file))
-        .map_err(|error| error.to_string())?;
-    match found {
-        Some(found) if Some(found.family) == Family::of(format) => Ok(found.uuid),
-        Some(found) => Err(format!("it carries {:?}, not {format:?}", found.family)),
-        None => Err("no file system is recognised on it".to_owned()),
+/// The UUID of a file system that is kept, and where it was read. An array is not assembled
+/// for that, since its members would be written: a member that has its start is read.
+fn kept_uuid(kept: &Kept, format: Format) -> Result<(PathBuf, String), String> {
+    let members = match kept {
+        Kept::Partition(path) => std::slice::from_ref(path),
+        Kept::Array { members, .. } => members,
+        Kept::Volume(_) => return Err("it is known by its name only".to_owned()),
+    };
+    let mut problem = "no file system is recognised on it".to_owned();
+    for path in members {
+        let found = File::open(path).and_then(|file| match kept {
+            Kept::Array { .. } => {
+                let size = device::size(&file, path).map_err(io::Error::other)?;
+                let data = md::data_on(&file, size)?;
+                data.map_or(Ok(None), |data| superblock::read_at(&file, data))
+            }
+            Kept::Partition(_) | Kept::Volume(_) => superblock::read(&file),
+        });
+        match found {
+            Ok(Some(found)) if Some(found.family) == Family::of(format) => {
+                return Ok((path.clone(), found.uuid));
+            }
+            Ok(Some(found)) => problem = format!("it carries {:?}, not {format:?}", found.family),
+            Ok(None) => {}
+            Err(error) => problem = error.to_string(),
+        }
     }
+    Err(problem)
 }
 
-/// Formats a partition and proves it by reading the UUID back.
+/// Formats a device and proves it by reading the UUID back. `size` is what it must have,
+/// where that is known before it is made.
 fn format(
-    partition: &PlannedPartition,
+    device: &Path,
+    size: Option<u64>,
     filesystem: &PlannedFilesystem,
     tools: &Tools,
 ) -> Result<String, ApplyError> {
-    let device = &partition.path;
+    let open = || match size {
+        Some(size) => device::open_partition(device, size).map(|file| (file, size)),
+        None => device::open_new(device),
+    };
     let uuid = Uuid::new_v4();
     let io_failed = |operation| device::failed(operation, device);
     let expected = match filesystem.format {
         Format::Swap => {
-            let header = superblock::swap_header(partition.size, uuid, &filesystem.label)
-                .ok_or_else(|| ApplyError::SwapSize {
-                    device: device.clone(),
-                    size: partition.size,
+            let (file, size) = open()?;
+            let header =
+                superblock::swap_header(size, uuid, &filesystem.label).ok_or_else(|| {
+                    ApplyError::SwapSize {
+                        device: device.to_path_buf(),
+                        size,
+                    }
                 })?;
-            let file = device::open_partition(device, partition.size)?;
             file.write_all_at(&header, 0)
                 .map_err(io_failed("write a swap header to"))?;
             uuid.to_string()
@@ -168,7 +220,7 @@ fn format(
             uuid.to_string()
         }
     };
-    let file = device::open_partition(device, partition.size)?;
+    let (file, _) = open()?;
     device::flush(&file).map_err(io_failed("flush"))?;
     let found = superblock::read(&file).map_err(io_failed("read back"))?;
     let is_made = found.as_ref().is_some_and(|found| {
@@ -178,7 +230,7 @@ fn format(
         Ok(expected)
     } else {
         Err(ApplyError::NotMade {
-            device: device.clone(),
+            device: device.to_path_buf(),
             expected,
             found: found.map_or_else(|| "nothing".to_owned(), |found| found.uuid),
         })
@@ -204,9 +256,10 @@ fn ext_arguments(filesystem: &PlannedFilesystem, uuid: Uuid, device: &Path) -> V
     arguments
 }
 
-/// mkfs.fat(8). FAT32 whatever the size, as UEFI 2.10 §13.3 wants it of fixed disks.
+/// mkfs.fat(8). FAT32 whatever the size, as UEFI 2.10 §13.3 wants it of fixed disks. `-I`: an
+/// array is no partition, and that is meant.
 fn vfat_arguments(filesystem: &PlannedFilesystem, id: u32, device: &Path) -> Vec<String> {
-    let mut arguments = vec!["-i".to_owned(), format!("{id:08x}")];
+    let mut arguments = vec!["-I".to_owned(), "-i".to_owned(), format!("{id:08x}")];
     if !chooses_fat_size(&filesystem.create_options) {
         arguments.extend(["-F".to_owned(), "32".to_owned()]);
     }
@@ -224,10 +277,13 @@ fn run(
     tools: &Tools,
     device: &Path,
 ) -> Result<(), ApplyError> {
-    tools::run(program, arguments, tools.deadline).map_err(|source| ApplyError::Make {
-        device: device.to_path_buf(),
-        source,
-    })
+    match tools::run(program, arguments, tools.deadline) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(ApplyError::Make {
+            device: device.to_path_buf(),
+            source,
+        }),
+    }
 }
 
 /// Mounts what was made, `/` first, and makes the mount points of what is not mounted.
@@ -252,7 +308,7 @@ fn mount_next(filesystem: &MountedFilesystem, root: &Path) -> Result<(), super::
             mount_one(device, &at, filesystem.format, &filesystem.options)
         }
         _ if filesystem.path.is_empty() => Ok(()),
-        _ => std::fs::create_dir_all(&at).map_err(|source: io::Error| super::target::Error {
+        _ => std::fs::create_dir_all(&at).map_err(|source: io::Error| super::target::Error::Io {
             operation: "make the mount point",
             what: at.display().to_string(),
             source,
@@ -260,27 +316,50 @@ fn mount_next(filesystem: &MountedFilesystem, root: &Path) -> Result<(), super::
     }
 }
 
-/// The partition mounted at `/boot/efi`, or else the first one of type EF00 with FAT on it.
-fn esp(plan: &Plan, guids: &[Vec<Uuid>]) -> Option<EfiPartition> {
+/// The partition mounted at `/boot/efi`, or else the first one of type EF00 with FAT on it;
+/// every active member where it is an array.
+fn esps(plan: &Plan, guids: &[Vec<Uuid>]) -> Vec<EfiPartition> {
     let candidates = plan.filesystems().iter().filter_map(|filesystem| {
-        let Place::New { disk, partition } = filesystem.place else {
+        let Place::New(base) = filesystem.place else {
             return None;
         };
-        let planned = plan.disks().get(disk)?;
-        let found = planned.partitions.get(partition)?;
+        let members = match base {
+            Base::Array(array) => {
+                let array = plan.arrays().get(array)?;
+                array.members.get(..array.members.len() - array.spares)?
+            }
+            _ => &[base],
+        };
+        let is_boot = |member: &Base| {
+            let partition = plan.partition(*member);
+            partition.is_some_and(|(_, found)| found.gpt_type == GptType::Boot)
+        };
         let is_esp = filesystem.format == Format::Vfat
-            && (filesystem.path == "/boot/efi" || found.gpt_type == GptType::Boot);
-        is_esp.then_some(EfiPartition {
-            disk: planned.disk.path.clone(),
-            number: found.number,
-            start_lba: found.start_lba,
-            size_lba: found.blocks,
-            guid: *guids.get(disk)?.get(partition)?,
-            logical_block_size: planned.disk.logical_block_size,
-            path: filesystem.path.clone(),
-        })
+            && (filesystem.path == "/boot/efi" || members.iter().all(is_boot));
+        let partitions = members.iter().filter_map(|member| {
+            let Base::Partition { disk, partition } = *member else {
+                return None;
+            };
+            let (planned, found) = plan.partition(*member)?;
+            Some(EfiPartition {
+                disk: planned.disk.path.clone(),
+                number: found.number,
+                start_lba: found.start_lba,
+                size_lba: found.blocks,
+                guid: *guids.get(disk)?.get(partition)?,
+                logical_block_size: planned.disk.logical_block_size,
+                path: filesystem.path.clone(),
+            })
+        });
+        is_esp.then(|| partitions.collect::<Vec<_>>())
     });
-    let candidates: Vec<_> = candidates.collect();
-    let mounted = candidates.iter().find(|esp| esp.path == "/boot/efi");
-    mounted.or(candidates.first()).cloned()
+    let mut candidates: Vec<_> = candidates.filter(|found| !found.is_empty()).collect();
+    let mounted = candidates
+        .iter()
+        .position(|found| found[0].path == "/boot/efi");
+    if candidates.is_empty() {
+        Vec::new()
+    } else {
+        candidates.swap_remove(mounted.unwrap_or(0))
+    }
 }

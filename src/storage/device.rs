@@ -15,6 +15,8 @@ use super::disks::{DevId, Disk};
 
 /// Discarded with one call, so that a huge disk does not spend minutes in one ioctl.
 const DISCARD_STEP: u64 = 64 << 30;
+/// The same for zeros that have to be written.
+const ZERO_STEP: u64 = 1 << 30;
 /// How long the kernel may take to let go of old partitions and to show new ones. Probes
 /// of other programs hold a device for milliseconds; there is no event for their end.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -26,6 +28,8 @@ mod ioctl {
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
     nix::ioctl_read!(blkgetsize64, 0x12, 114, libc::size_t);
     nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_write_ptr_bad!(blksecdiscard, nix::request_code_none!(0x12, 125), [u64; 2]);
+    nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
 }
 
 /// What went wrong with a device.
@@ -130,22 +134,56 @@ pub fn size(file: &File, path: &Path) -> Result<u64, Error> {
     Ok(bytes as u64)
 }
 
-/// Tells the device that nothing on it is needed any more. `false` when it cannot discard.
+/// Tells the device that nothing on it is needed any more.
 ///
 /// # Errors
-/// When it can, but failed.
-pub fn discard(file: &File, size: u64) -> io::Result<bool> {
+/// `Unsupported` when it cannot discard; else what failed.
+pub fn discard(file: &File, size: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads two u64 from `range`, which lives through the call.
+    in_steps(size, DISCARD_STEP, |range| unsafe {
+        ioctl::blkdiscard(file.as_raw_fd(), range)
+    })
+}
+
+/// The same, and no copy that the device may have made stays.
+///
+/// # Errors
+/// `Unsupported` when it cannot do that; else what failed.
+pub fn secure_discard(file: &File, size: u64) -> io::Result<()> {
+    // SAFETY: as in `discard`.
+    in_steps(size, DISCARD_STEP, |range| unsafe {
+        ioctl::blksecdiscard(file.as_raw_fd(), range)
+    })
+}
+
+/// Writes zeros: by the device's own command, or by the kernel.
+///
+/// # Errors
+/// What failed.
+pub fn zero_out(file: &File, size: u64) -> io::Result<()> {
+    // SAFETY: as in `discard`.
+    in_steps(size, ZERO_STEP, |range| unsafe {
+        ioctl::blkzeroout(file.as_raw_fd(), range)
+    })
+}
+
+fn in_steps(
+    size: u64,
+    step: u64,
+    act: impl Fn(&[u64; 2]) -> nix::Result<libc::c_int>,
+) -> io::Result<()> {
     let mut start = 0;
     while start < size {
-        let range = [start, DISCARD_STEP.min(size - start)];
-        // SAFETY: the kernel reads two u64 from `range`, which lives through the call.
-        match unsafe { ioctl::blkdiscard(file.as_raw_fd(), &range) } {
+        let range = [start, step.min(size - start)];
+        match act(&range) {
             Ok(_) => start += range[1],
-            Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => return Ok(false),
+            Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Writes dirty pages and drops the cache, so that the next read comes from the device.
@@ -193,6 +231,23 @@ pub fn read_partitions_again(file: &File, disk: &Disk) -> Result<(), Error> {
 /// # Errors
 /// When it does not come, or is not `size` bytes long: then it is another partition.
 pub fn open_partition(path: &Path, size_expected: u64) -> Result<File, Error> {
+    let (file, size) = open_new(path)?;
+    if size == size_expected {
+        Ok(file)
+    } else {
+        Err(Error::Changed {
+            path: path.to_path_buf(),
+            problem: format!("it has {size} bytes, not {size_expected}"),
+        })
+    }
+}
+
+/// Waits for the node of a block device that was just made, and opens it for oneself
+/// alone. Answers its size in bytes too.
+///
+/// # Errors
+/// When it does not come, or is no block device.
+pub fn open_new(path: &Path) -> Result<(File, u64), Error> {
     let deadline = Instant::now() + SETTLE;
     let file = loop {
         let opened = OpenOptions::new()
@@ -226,19 +281,18 @@ pub fn open_partition(path: &Path, size_expected: u64) -> Result<File, Error> {
         });
     }
     let size = size(&file, path)?;
-    if size != size_expected {
-        return Err(Error::Changed {
-            path: path.to_path_buf(),
-            problem: format!("it has {size} bytes, not {size_expected}"),
-        });
-    }
-    Ok(file)
+    Ok((file, size))
 }
 
-/// Who uses a disk or its partitions: holders of sysfs (md, dm, bcache), mounts, swap.
+/// Who uses a disk or its partitions.
 fn users(sys: &Path, proc: &Path, disk: &Disk) -> String {
     let mut devices = vec![(disk.name.clone(), disk.dev)];
     devices.extend(disk.partitions.iter().map(|p| (p.name.clone(), p.dev)));
+    users_of(sys, proc, &devices)
+}
+
+/// Who uses block devices: holders of sysfs (md, dm, bcache), mounts, swap.
+pub(super) fn users_of(sys: &Path, proc: &Path, devices: &[(String, DevId)]) -> String {
     let mounts = fs::read_to_string(proc.join("self/mountinfo")).unwrap_or_default();
     let swaps = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
     let mut users = Vec::new();
@@ -317,7 +371,10 @@ mod tests {
     #[test]
     fn a_file_cannot_discard_and_can_be_flushed() {
         let file = tempfile::tempfile().unwrap();
-        assert!(!discard(&file, 4096).unwrap());
+        for act in [discard, secure_discard, zero_out] {
+            let error = act(&file, 4096).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        }
         flush(&file).unwrap();
     }
 }

@@ -119,6 +119,9 @@ pub struct Disk {
     pub size: u64,
     /// Bytes: 512 or 4096.
     pub logical_block_size: u32,
+    /// Bytes: what the disk, or the array behind a controller, likes to be written at a time;
+    /// 0 when it does not say.
+    pub optimal_io_size: u64,
     /// Vendor and model; empty when the disk does not say.
     pub model: String,
     /// Empty when the disk does not say.
@@ -279,6 +282,7 @@ fn read_disk(dir: &Path) -> Result<Option<Disk>, Error> {
         dev,
         size,
         logical_block_size,
+        optimal_io_size: number(&real.join("queue/optimal_io_size")).unwrap_or(0),
         model: clean(&model.into_iter().flatten().collect::<Vec<_>>().join(" ")),
         serial: serial(&real),
         wwn: clean(

@@ -73,6 +73,7 @@ fn a_sata_disk_with_everything() {
         dev: DevId { major: 8, minor: 0 },
         size: 2 << 30,
         logical_block_size: 4096,
+        optimal_io_size: 0,
         model: "ATA FAST SSD".into(),
         serial: "S3RIAL 7".into(),
         wwn: "naa.5000c500a1b2c3d4".into(),

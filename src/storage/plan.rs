@@ -1,40 +1,95 @@
 //! From a layout to a plan: what will be written where, decided and checked before
 //! anything is.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::disks::{Disk, partition_name};
 use super::eligible::Sorted;
 use super::plan_checks as checks;
+use super::plan_devices::Devices;
+use super::plan_stacks::{PlannedArray, PlannedGroup, PlannedVolume};
 use super::scope::{ScopedDisks, UnusableDisk, find};
-use crate::control::api::{Filesystem, FilesystemLayout, Format, GptType, LayoutDisk};
+use super::{plan_filesystems, plan_stacks};
+use crate::control::api::{FilesystemLayout, Format, GptType, LayoutDisk};
 use crate::decide::Extent;
 
 pub(super) const MIB: u64 = 1 << 20;
 /// Entries of a GPT as every tool writes it, and their size (UEFI 2.10 §5.3).
 const GPT_ENTRIES: u64 = 128;
 const GPT_ENTRY: u64 = 128;
-/// A FAT32 file system needs 65525 clusters of at least 512 bytes, and its tables.
-const MIN_FAT32_MIB: u64 = 33;
+/// Larger optimal I/O sizes are what bridges invent (0xffff sectors), not stripes.
+const MAX_ALIGNMENT: u64 = 64 * MIB;
 
 /// What will be written, and what will stay as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    layout: String,
-    extent: Extent,
-    disks: Vec<PlannedDisk>,
-    filesystems: Vec<PlannedFilesystem>,
-    warnings: Vec<String>,
+    pub(super) layout: String,
+    pub(super) extent: Extent,
+    pub(super) disks: Vec<PlannedDisk>,
+    pub(super) arrays: Vec<PlannedArray>,
+    pub(super) groups: Vec<PlannedGroup>,
+    pub(super) volumes: Vec<PlannedVolume>,
+    pub(super) filesystems: Vec<PlannedFilesystem>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Plan {
-    /// The disks that get a new partition table, none of them outside the scope.
+    /// The disks that are written, none of them outside the scope.
     #[must_use]
     pub fn disks(&self) -> &[PlannedDisk] {
         &self.disks
+    }
+
+    /// The arrays, each after those it stands on.
+    #[must_use]
+    pub fn arrays(&self) -> &[PlannedArray] {
+        &self.arrays
+    }
+
+    #[must_use]
+    pub fn groups(&self) -> &[PlannedGroup] {
+        &self.groups
+    }
+
+    /// The logical volumes: what takes the rest of a group comes last in it.
+    #[must_use]
+    pub fn volumes(&self) -> &[PlannedVolume] {
+        &self.volumes
+    }
+
+    /// Where the device node of `base` is.
+    #[must_use]
+    pub fn node(&self, base: Base) -> Option<&Path> {
+        match base {
+            Base::Disk(disk) => self.disks.get(disk).map(|found| found.disk.path.as_path()),
+            Base::Partition { .. } => self.partition(base).map(|(_, found)| found.path.as_path()),
+            Base::Array(array) => self.arrays.get(array).map(|found| found.node.as_path()),
+            Base::Volume(volume) => self.volumes.get(volume).map(|found| found.node.as_path()),
+        }
+    }
+
+    /// The partition that `base` is, with its disk.
+    #[must_use]
+    pub fn partition(&self, base: Base) -> Option<(&PlannedDisk, &PlannedPartition)> {
+        let Base::Partition { disk, partition } = base else {
+            return None;
+        };
+        let disk = self.disks.get(disk)?;
+        Some((disk, disk.partitions.get(partition)?))
+    }
+
+    /// Bytes of `base`; of an array and of what stands on one the least that it will have.
+    #[must_use]
+    pub fn size(&self, base: Base) -> u64 {
+        match base {
+            Base::Disk(disk) => self.disks.get(disk).map(|found| found.disk.size),
+            Base::Partition { .. } => self.partition(base).map(|(_, found)| found.size),
+            Base::Array(array) => self.arrays.get(array).map(|found| found.size),
+            Base::Volume(volume) => self.volumes.get(volume).map(|found| found.size),
+        }
+        .unwrap_or(0)
     }
 
     /// The file systems: `/` first, then by depth of the mount point, then swap.
@@ -50,11 +105,12 @@ impl Plan {
     }
 }
 
-/// A disk that gets a new GPT.
+/// A disk that gets a new GPT, or is used whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedDisk {
     pub disk: Disk,
-    /// By number, which is the order on the disk as well.
+    /// By number, which is the order on the disk as well. None: the disk is used whole, by
+    /// an array, a volume group or a file system.
     pub partitions: Vec<PlannedPartition>,
 }
 
@@ -72,13 +128,37 @@ pub struct PlannedPartition {
     pub path: PathBuf,
 }
 
+/// A device that a plan makes: indices into its lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// A whole disk.
+    Disk(usize),
+    Partition {
+        disk: usize,
+        partition: usize,
+    },
+    Array(usize),
+    Volume(usize),
+}
+
+/// A device on disks that are not in scope: never written, not even assembled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// A partition or a whole disk.
+    Partition(PathBuf),
+    /// An array, by its name in the layout and its members.
+    Array { name: String, members: Vec<PathBuf> },
+    /// A logical volume, or anything on a kept array, by the node that the OS will give it.
+    Volume(PathBuf),
+}
+
 /// Where a file system is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// On a partition that is made; indices into the plan's disks and their partitions.
-    New { disk: usize, partition: usize },
-    /// On a partition of a disk that is not in scope: never written, not even mounted.
-    Kept { path: PathBuf },
+    /// On a device that is made.
+    New(Base),
+    /// On what is kept: not even mounted.
+    Kept(Kept),
     /// tmpfs: on no device.
     Memory,
 }
@@ -107,8 +187,6 @@ pub struct PlanError {
 /// What is wrong with a layout on this machine.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Problem {
-    #[error("{0} are not supported yet by this version")]
-    NotSupported(&'static str),
     #[error(transparent)]
     Disk(#[from] UnusableDisk),
     #[error("disk {device} is listed twice")]
@@ -133,6 +211,12 @@ pub enum Problem {
         available: u64,
         usable: u64,
     },
+    #[error("array {name}: {problem}")]
+    Array { name: String, problem: String },
+    #[error("volume group {name:?}: {problem}")]
+    Group { name: String, problem: String },
+    #[error("logical volume {name}: {problem}")]
+    Volume { name: String, problem: String },
     #[error("file system {name}: {problem}")]
     Filesystem { name: String, problem: String },
     #[error("no file system is mounted at /; expected exactly one")]
@@ -157,83 +241,71 @@ pub fn plan(
 }
 
 fn make(layout: &FilesystemLayout, sorted: &Sorted, scoped: &ScopedDisks) -> Result<Plan, Problem> {
-    if !layout.raid.is_empty() {
-        return Err(Problem::NotSupported("RAID arrays"));
-    }
-    if !layout.volume_groups.is_empty() || !layout.logical_volumes.is_empty() {
-        return Err(Problem::NotSupported("LVM volumes"));
-    }
     let mut plan = Plan {
         layout: layout.id.clone(),
         extent: scoped.extent(),
         disks: Vec::new(),
+        arrays: Vec::new(),
+        groups: Vec::new(),
+        volumes: Vec::new(),
         filesystems: Vec::new(),
         warnings: Vec::new(),
     };
-    // Partitions of disks out of scope: node, type, and whether the disk is there at all.
-    let mut kept: Vec<(String, GptType, bool)> = Vec::new();
+    let mut devices = Devices::default();
     for (index, of_layout) in layout.disks.iter().enumerate() {
+        let device = &of_layout.device;
         let earlier = &layout.disks[..index];
-        if earlier.iter().any(|other| other.device == of_layout.device) {
+        if earlier.iter().any(|other| other.device == *device) {
             return Err(Problem::DiskTwice {
-                device: of_layout.device.clone(),
+                device: device.clone(),
             });
         }
         check_partitions(of_layout)?;
-        match in_scope(&of_layout.device, sorted, scoped)? {
-            InScope::Yes(disk) if of_layout.partitions.is_empty() => {
+        match in_scope(device, sorted, scoped)? {
+            InScope::Yes(disk) if of_layout.partitions.is_empty() && !is_used(layout, device) => {
                 plan.warnings.push(format!(
                     "{}: the layout gives it no partitions; nothing is written to it",
                     disk.path.display()
                 ));
             }
-            InScope::Yes(disk) => plan.disks.push(place_partitions(of_layout, disk)?),
-            InScope::No { present } => kept.extend(of_layout.partitions.iter().map(|partition| {
-                let name = partition_name(&of_layout.device, partition.number);
-                (name, partition.gpt_type, present)
-            })),
-        }
-    }
-    for (index, filesystem) in layout.filesystems.iter().enumerate() {
-        let name = name_of(filesystem);
-        let wrong = |problem: String| Problem::Filesystem {
-            name: name.clone(),
-            problem,
-        };
-        let earlier = &layout.filesystems[..index];
-        if filesystem.format != Format::Tmpfs
-            && earlier
-                .iter()
-                .any(|other| other.device == filesystem.device)
-        {
-            return Err(wrong("its device has another file system already".into()));
-        }
-        if let Some(planned) = place_filesystem(filesystem, &kept, &mut plan).map_err(&wrong)? {
-            let is_taken = |other: &PlannedFilesystem| other.path == planned.path;
-            if !planned.path.is_empty() && plan.filesystems.iter().any(is_taken) {
-                return Err(wrong("its mount point is used twice".into()));
+            InScope::Yes(disk) => {
+                let planned = place_partitions(of_layout, disk)?;
+                devices.add_disk(plan.disks.len(), &planned);
+                plan.disks.push(planned);
             }
-            plan.filesystems.push(planned);
+            InScope::No { present } => devices.add_kept(of_layout, present),
         }
     }
-    plan.filesystems.sort_by_key(order);
+    plan_stacks::place(layout, &mut devices, &mut plan)?;
+    plan_filesystems::place(layout, &mut devices, &mut plan)?;
     match plan.filesystems.first() {
         Some(PlannedFilesystem {
             path,
             format: Format::Ext3 | Format::Ext4,
-            place: Place::New { .. },
+            place: Place::New(_),
             ..
         }) if path == "/" => {}
         Some(root) if root.path == "/" => {
             return Err(Problem::Filesystem {
                 name: "/".into(),
-                problem: "the root must be ext3 or ext4 on a partition that is made".into(),
+                problem: "the root must be ext3 or ext4 on a device that is made".into(),
             });
         }
         _ => return Err(Problem::NoRoot),
     }
-    warn_about_esp(&mut plan);
+    plan_filesystems::check_esp(&mut plan)?;
     Ok(plan)
+}
+
+/// Whether anything of the layout stands on `device` itself.
+fn is_used(layout: &FilesystemLayout, device: &str) -> bool {
+    let raid = layout.raid.iter().flat_map(|raid| &raid.devices);
+    let groups = layout.volume_groups.iter().flat_map(|group| &group.devices);
+    let filesystems = layout.filesystems.iter();
+    let with_content = filesystems.filter(|fs| !matches!(fs.format, Format::None | Format::Tmpfs));
+    raid.chain(groups)
+        .chain(with_content.map(|fs| &fs.device))
+        .any(|used| used == device)
 }
 
 enum InScope<'d> {
@@ -302,16 +374,28 @@ fn check_partitions(disk: &LayoutDisk) -> Result<(), Problem> {
     }
 }
 
-/// Lays the partitions out in the order of their numbers. The first MiB holds the table;
-/// starts and sizes are whole MiB, which suits every block, page and stripe size in use.
+/// The grid that partitions start on, in MiB: one, which suits every block, page and
+/// usual stripe, or the disk's optimal I/O size where that is a larger multiple.
+fn alignment(disk: &Disk) -> u64 {
+    let optimal = disk.optimal_io_size;
+    if optimal > MIB && optimal.is_multiple_of(MIB) && optimal <= MAX_ALIGNMENT {
+        optimal / MIB
+    } else {
+        1
+    }
+}
+
+/// Lays the partitions out in the order of their numbers, sizes in whole MiB. The table is
+/// in front of the first.
 fn place_partitions(of_layout: &LayoutDisk, disk: &Disk) -> Result<PlannedDisk, Problem> {
     let block = u64::from(disk.logical_block_size);
     let backup_blocks = 1 + (GPT_ENTRIES * GPT_ENTRY).div_ceil(block);
     let end = (disk.size / block).saturating_sub(backup_blocks) * block / MIB;
-    let usable = end.saturating_sub(1);
+    let align = alignment(disk);
+    let usable = end.saturating_sub(align);
     let mut partitions: Vec<_> = of_layout.partitions.iter().collect();
     partitions.sort_by_key(|partition| partition.number);
-    let mut start = 1;
+    let mut start = align;
     let mut planned = Vec::new();
     for partition in partitions {
         let available = end.saturating_sub(start);
@@ -337,7 +421,7 @@ fn place_partitions(of_layout: &LayoutDisk, disk: &Disk) -> Result<PlannedDisk, 
             size: size * MIB,
             path: disk.partition_path(partition.number),
         });
-        start += size;
+        start = (start + size).next_multiple_of(align);
     }
     Ok(PlannedDisk {
         disk: disk.clone(),
@@ -345,184 +429,10 @@ fn place_partitions(of_layout: &LayoutDisk, disk: &Disk) -> Result<PlannedDisk, 
     })
 }
 
-/// `None` for what is neither made nor mentioned in fstab.
-fn place_filesystem(
-    filesystem: &Filesystem,
-    kept: &[(String, GptType, bool)],
-    plan: &mut Plan,
-) -> Result<Option<PlannedFilesystem>, String> {
-    let format = filesystem.format;
-    let path = match format {
-        Format::Unspecified => return Err("its format is missing or not known".into()),
-        Format::None | Format::Swap => {
-            if !matches!(filesystem.path.as_str(), "" | "none" | "swap") {
-                return Err(format!(
-                    "a mount point needs another format than {format:?}"
-                ));
-            }
-            String::new()
-        }
-        Format::Vfat | Format::Ext3 | Format::Ext4 | Format::Tmpfs => {
-            checks::mount_point(&filesystem.path)?
-        }
-    };
-    checks::filesystem_label(format, &filesystem.label)?;
-    checks::create_options(format, &filesystem.create_options)?;
-    let mount_options = checks::mount_options(&filesystem.mount_options)?;
-    if format == Format::Swap && !filesystem.create_options.is_empty() {
-        let name = &filesystem.device;
-        plan.warnings
-            .push(format!("{name}: create options of swap are ignored"));
-    }
-    let place = if format == Format::Tmpfs {
-        Place::Memory
-    } else {
-        let (place, gpt_type) = match partition_of(&filesystem.device, plan) {
-            Some(found) => found,
-            None => match kept.iter().find(|(name, ..)| *name == filesystem.device) {
-                Some((_, _, false)) => {
-                    plan.warnings.push(format!(
-                        "{} is skipped: its disk is not there",
-                        name_of(filesystem)
-                    ));
-                    return Ok(None);
-                }
-                Some((name, gpt_type, true)) => (
-                    Place::Kept {
-                        path: PathBuf::from(name),
-                    },
-                    *gpt_type,
-                ),
-                None => return Err("no partition of the layout's disks has this name".into()),
-            },
-        };
-        if matches!(gpt_type, GptType::LinuxRaid | GptType::LinuxLvm) && format != Format::None {
-            return Err(format!("its partition is of type {gpt_type:?}"));
-        }
-        place
-    };
-    if format == Format::None {
-        return Ok(None);
-    }
-    Ok(Some(PlannedFilesystem {
-        place,
-        format,
-        path,
-        label: filesystem.label.clone(),
-        mount_options,
-        create_options: filesystem.create_options.clone(),
-    }))
-}
-
-fn partition_of(device: &str, plan: &Plan) -> Option<(Place, GptType)> {
-    plan.disks.iter().enumerate().find_map(|(disk, planned)| {
-        let mut partitions = planned.partitions.iter();
-        let partition = partitions.position(|p| p.path.as_os_str() == device)?;
-        let gpt_type = planned.partitions[partition].gpt_type;
-        Some((Place::New { disk, partition }, gpt_type))
-    })
-}
-
-fn name_of(filesystem: &Filesystem) -> String {
-    match (filesystem.device.as_str(), filesystem.path.as_str()) {
-        (device, "") => device.to_owned(),
-        ("", path) => path.to_owned(),
-        (device, path) => format!("{device} at {path}"),
-    }
-}
-
-/// Mount points by depth and name, then swap, then tmpfs.
-fn order(filesystem: &PlannedFilesystem) -> (u8, usize, String) {
-    let class = match filesystem.format {
-        Format::Swap => 1,
-        Format::Tmpfs => 2,
-        _ => 0,
-    };
-    let depth = filesystem
-        .path
-        .split('/')
-        .filter(|name| !name.is_empty())
-        .count();
-    (class, depth, filesystem.path.clone())
-}
-
-fn warn_about_esp(plan: &mut Plan) {
-    let warning = match plan.filesystems.iter().find(|fs| fs.path == "/boot/efi") {
-        None => Some("no file system is mounted at /boot/efi: the machine can only be booted over the network or by this medium".to_owned()),
-        Some(esp) => match esp.place {
-            Place::New { disk, partition } => {
-                let partition = &plan.disks[disk].partitions[partition];
-                let name = partition.path.display();
-                if partition.gpt_type != GptType::Boot {
-                    Some(format!("{name} is mounted at /boot/efi, but is not of type GPT_TYPE_BOOT: firmware may not find it"))
-                } else if esp.format != Format::Vfat {
-                    Some(format!("{name} is mounted at /boot/efi, but is not FAT: firmware cannot read it"))
-                } else if partition.size / MIB < MIN_FAT32_MIB {
-                    Some(format!("{name} has {} MiB: too small for a FAT32 that every firmware reads", partition.size / MIB))
-                } else {
-                    None
-                }
-            }
-            Place::Kept { .. } | Place::Memory => None,
-        },
-    };
-    plan.warnings.extend(warning);
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "layout {:?}, scope {}", self.layout, self.extent)?;
-        for (index, planned) in self.disks.iter().enumerate() {
-            writeln!(f, "{}: new GPT", planned.disk)?;
-            for (number, partition) in planned.partitions.iter().enumerate() {
-                let place = Place::New {
-                    disk: index,
-                    partition: number,
-                };
-                write!(
-                    f,
-                    "  {} {:?} {:?} at block {}, {} MiB",
-                    partition.path.display(),
-                    partition.label,
-                    partition.gpt_type,
-                    partition.start_lba,
-                    partition.size / MIB
-                )?;
-                match self.filesystems.iter().find(|fs| fs.place == place) {
-                    Some(filesystem) => writeln!(f, ": {filesystem}")?,
-                    None => writeln!(f, ": no file system")?,
-                }
-            }
-        }
-        for filesystem in &self.filesystems {
-            match &filesystem.place {
-                Place::Kept { path } => {
-                    writeln!(f, "{}: kept as it is: {filesystem}", path.display())?;
-                }
-                Place::Memory => writeln!(f, "memory: {filesystem}")?,
-                Place::New { .. } => {}
-            }
-        }
-        for warning in &self.warnings {
-            writeln!(f, "warning: {warning}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for PlannedFilesystem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", super::target::type_name(self.format))?;
-        if !self.path.is_empty() {
-            write!(f, " at {}", self.path)?;
-        }
-        if !self.mount_options.is_empty() {
-            write!(f, " ({})", self.mount_options.join(","))?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "plan_stack_tests.rs"]
+mod stack_tests;

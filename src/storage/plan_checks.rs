@@ -5,6 +5,9 @@ use crate::control::api::Format;
 
 use super::superblock::MAX_SWAP_LABEL;
 
+/// Options of one file system, and length of each in bytes.
+const MAX_OPTIONS: usize = 64;
+const MAX_OPTION: usize = 256;
 /// Longest mount point, in bytes; far below PATH_MAX.
 const MAX_PATH: usize = 1024;
 /// UEFI 2.10 §5.3.3: 72 bytes of UTF-16.
@@ -114,6 +117,11 @@ pub(super) fn create_options(format: Format, options: &[String]) -> Result<(), S
         Format::Vfat => ("mkfs.vfat", MKFS_VFAT_VALUES, MKFS_VFAT_FLAGS),
         Format::Swap | Format::Tmpfs | Format::None | Format::Unspecified => return Ok(()),
     };
+    if options.len() > MAX_OPTIONS || options.iter().any(|word| word.len() > MAX_OPTION) {
+        return Err(format!(
+            "its create options are too many or too long; expected at most {MAX_OPTIONS} of {MAX_OPTION} bytes"
+        ));
+    }
     let mut words = options.iter();
     while let Some(word) = words.next() {
         no_controls("create option", word)?;
@@ -268,6 +276,12 @@ mod tests {
         for (format, options, fine) in table {
             let result = create_options(format, &strings(options));
             assert_eq!(result.is_ok(), fine, "{format:?} {options:?}: {result:?}");
+        }
+        let many = vec!["-v".to_owned(); MAX_OPTIONS + 1];
+        let long = vec!["-b".to_owned(), "1".repeat(MAX_OPTION + 1)];
+        for options in [many, long] {
+            let error = create_options(Format::Ext4, &options).unwrap_err();
+            assert!(error.contains("too many or too long"), "{error}");
         }
     }
 }

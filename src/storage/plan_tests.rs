@@ -59,10 +59,10 @@ fn partitions_and_mounts_in_order() {
     );
     assert_eq!(
         plan.filesystems()[0].place,
-        Place::New {
+        Place::New(Base::Partition {
             disk: 0,
             partition: 1
-        }
+        })
     );
     assert_eq!(plan.filesystems()[5].place, Place::Memory);
     assert_eq!(plan.warnings(), [] as [String; 0]);
@@ -115,19 +115,7 @@ fn numbers_are_the_order_and_the_last_mib_can_be_used() {
 #[test]
 fn every_refusal_names_layout_and_culprit() {
     type Change = fn(&mut FilesystemLayout);
-    let table: [(Change, &str); 27] = [
-        (
-            |l| l.raid.push(Default::default()),
-            "RAID arrays are not supported yet",
-        ),
-        (
-            |l| l.volume_groups.push(Default::default()),
-            "LVM volumes are not supported yet",
-        ),
-        (
-            |l| l.logical_volumes.push(Default::default()),
-            "LVM volumes are not supported yet",
-        ),
+    let table: [(Change, &str); 24] = [
         (
             |l| l.disks[1].device = "/dev/sda".into(),
             "disk /dev/sda is listed twice",
@@ -182,11 +170,11 @@ fn every_refusal_names_layout_and_culprit() {
         ),
         (
             |l| l.filesystems[0].device = "/dev/sdz1".into(),
-            "/dev/sdz1 at /var/lib/data: no partition",
+            "/dev/sdz1 at /var/lib/data: no device of the layout is called",
         ),
         (
             |l| l.filesystems[0].device = "/dev/sda3".into(),
-            "/dev/sda3 at /var: its device has another",
+            "/dev/sda3 at /var: /dev/sda3 is used by another file system already",
         ),
         (
             |l| l.filesystems[0].format = Format::Unspecified,
@@ -274,23 +262,13 @@ fn a_root_only_plan_leaves_the_data_disk() {
         .iter()
         .find(|fs| fs.path == "/var/lib/data")
         .unwrap();
-    assert_eq!(
-        data.place,
-        Place::Kept {
-            path: "/dev/sdb2".into()
-        }
-    );
+    assert_eq!(data.place, Place::Kept(Kept::Partition("/dev/sdb2".into())));
     let swap = plan
         .filesystems()
         .iter()
         .find(|fs| fs.format == Format::Swap)
         .unwrap();
-    assert_eq!(
-        swap.place,
-        Place::Kept {
-            path: "/dev/sdb1".into()
-        }
-    );
+    assert_eq!(swap.place, Place::Kept(Kept::Partition("/dev/sdb1".into())));
 
     let mut gone = machine();
     gone.erasable.remove(1);

@@ -53,8 +53,16 @@ impl Family {
 /// # Errors
 /// When the device cannot be read.
 pub fn read(device: &File) -> io::Result<Option<Superblock>> {
+    read_at(device, 0)
+}
+
+/// The same of a file system that begins `start` bytes into the device.
+///
+/// # Errors
+/// When the device cannot be read.
+pub fn read_at(device: &File, start: u64) -> io::Result<Option<Superblock>> {
     let mut bytes = vec![0; PAGE as usize];
-    match device.read_exact_at(&mut bytes, 0) {
+    match device.read_exact_at(&mut bytes, start) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
     }

@@ -10,6 +10,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::disks::Disk;
+use super::stack;
 use crate::control::api::Format;
 
 /// How long a process that was killed may keep a mount busy.
@@ -24,7 +26,8 @@ pub struct MountedFilesystem {
     /// Mount point in the target; empty for swap.
     pub path: String,
     pub format: Format,
-    /// As fstab and `blkid` write it, `ABCD-1234` for FAT; empty for tmpfs.
+    /// As fstab and `blkid` write it, `ABCD-1234` for FAT; empty for tmpfs, and for a kept
+    /// volume, which goes by its name.
     pub uuid: String,
     pub label: String,
     /// Mount options of the layout, one each.
@@ -62,15 +65,26 @@ pub struct Target {
     /// In mount order.
     pub filesystems: Vec<MountedFilesystem>,
     pub esp: Option<EfiPartition>,
+    /// The other members, when the EFI system partition is mirrored: the same content, each
+    /// with a boot entry of its own.
+    pub esp_mirrors: Vec<EfiPartition>,
+    /// Whether arrays were made.
+    pub has_arrays: bool,
+    /// What it stands on.
+    pub disks: Vec<Disk>,
 }
 
 /// A mount, unmount or flush that failed.
 #[derive(Debug, Error)]
-#[error("cannot {operation} {what}: {source}")]
-pub struct Error {
-    pub operation: &'static str,
-    pub what: String,
-    pub source: io::Error,
+pub enum Error {
+    #[error("cannot {operation} {what}: {source}")]
+    Io {
+        operation: &'static str,
+        what: String,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Stack(#[from] stack::Error),
 }
 
 impl Target {
@@ -83,7 +97,10 @@ impl Target {
         for filesystem in &self.filesystems {
             let device = match filesystem.format {
                 Format::Tmpfs => "tmpfs".to_owned(),
-                _ => format!("UUID={}", filesystem.uuid),
+                _ => match &filesystem.device {
+                    Some(device) if filesystem.uuid.is_empty() => escape(&device.to_string_lossy()),
+                    _ => format!("UUID={}", filesystem.uuid),
+                },
             };
             let (path, default, pass) = match (filesystem.format, filesystem.path.as_str()) {
                 (Format::Swap, _) => ("none", "sw", 0),
@@ -106,7 +123,8 @@ impl Target {
         lines
     }
 
-    /// Writes everything back, unmounts it, innermost first, and flushes the disks.
+    /// Writes everything back, unmounts it, innermost first, flushes the disks, and takes
+    /// arrays and volumes down, so that the OS finds them clean.
     ///
     /// # Errors
     /// The first failure, also one of an earlier write that only shows now. The rest is
@@ -124,7 +142,8 @@ impl Target {
                 first = first.and(Err(error));
             }
         }
-        first
+        let down = stack::take_down(&self.disks).map_err(Error::from);
+        first.and(down)
     }
 }
 
@@ -198,7 +217,7 @@ pub(super) fn mount_one(
     format: Format,
     options: &[String],
 ) -> Result<(), Error> {
-    std::fs::create_dir_all(at).map_err(|source| Error {
+    std::fs::create_dir_all(at).map_err(|source| Error::Io {
         operation: "make the mount point",
         what: at.display().to_string(),
         source,
@@ -211,7 +230,7 @@ pub(super) fn mount_one(
         flags,
         Some(data.as_str()),
     )
-    .map_err(|errno| Error {
+    .map_err(|errno| Error::Io {
         operation: "mount",
         what: format!(
             "{} ({}, options {:?}) at {}",
@@ -227,7 +246,7 @@ pub(super) fn mount_one(
 /// Writes a file system back and unmounts it.
 pub(super) fn unmount_one(at: &Path) -> Result<(), Error> {
     let failed = |operation| {
-        move |source| Error {
+        move |source| Error::Io {
             operation,
             what: at.display().to_string(),
             source,
@@ -251,7 +270,7 @@ pub(super) fn unmount_one(at: &Path) -> Result<(), Error> {
 fn flush_device(device: &Path) -> Result<(), Error> {
     File::open(device)
         .and_then(|file| file.sync_all())
-        .map_err(|source| Error {
+        .map_err(|source| Error::Io {
             operation: "flush",
             what: device.display().to_string(),
             source,
@@ -280,6 +299,9 @@ mod tests {
             root: "/mnt/root".into(),
             root_uuid: "r".into(),
             esp: None,
+            esp_mirrors: vec![],
+            has_arrays: false,
+            disks: vec![],
             filesystems: vec![
                 filesystem("/", Format::Ext4, "r", &[]),
                 filesystem("/boot/efi", Format::Vfat, "ABCD-1234", &["umask=0077"]),

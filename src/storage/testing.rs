@@ -18,6 +18,7 @@ pub fn disk(name: &str, size: u64) -> Disk {
         },
         size,
         logical_block_size: 512,
+        optimal_io_size: 0,
         model: "TEST".into(),
         serial: format!("SER-{name}"),
         wwn: format!("naa.{name}"),

@@ -1,4 +1,4 @@
-//! The file system makers that are run, with a deadline, and what they said when they fail.
+//! The makers of file systems, arrays and volumes that are run, with a deadline, and what they said when they fail.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -20,6 +20,8 @@ const MAX_LAST_WORDS: usize = 300;
 pub struct Tools {
     pub mke2fs: PathBuf,
     pub mkfs_vfat: PathBuf,
+    pub mdadm: PathBuf,
+    pub lvm: PathBuf,
     /// How long one command may run.
     pub deadline: Duration,
 }
@@ -29,6 +31,8 @@ impl Default for Tools {
         Self {
             mke2fs: "/usr/sbin/mke2fs".into(),
             mkfs_vfat: "/usr/sbin/mkfs.vfat".into(),
+            mdadm: "/usr/sbin/mdadm".into(),
+            lvm: "/usr/sbin/lvm".into(),
             deadline: Duration::from_secs(600),
         }
     }
@@ -50,7 +54,7 @@ pub enum Error {
 }
 
 /// Runs `program` with `arguments` and waits for it, no longer than `deadline`. Its output
-/// is logged at debug level, and its last words are part of the error.
+/// is logged at debug level and answered, and its last words are part of the error.
 ///
 /// # Errors
 /// When it cannot be started, exits with a status other than 0, or takes too long.
@@ -58,7 +62,7 @@ pub fn run<A: AsRef<OsStr>>(
     program: &Path,
     arguments: &[A],
     deadline: Duration,
-) -> Result<(), Error> {
+) -> Result<String, Error> {
     let shown = std::iter::once(program.as_os_str())
         .chain(arguments.iter().map(AsRef::as_ref))
         .map(|word| word.to_string_lossy().into_owned())
@@ -73,6 +77,9 @@ pub fn run<A: AsRef<OsStr>>(
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        // LVM makes its nodes itself then, instead of waiting for a udev that does not run.
+        .env("DM_DISABLE_UDEV", "1")
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -84,7 +91,7 @@ pub fn run<A: AsRef<OsStr>>(
             let status = child.wait().map_err(started)?;
             tracing::debug!(command = %shown, %status, output = %out, errors = %err, "ran");
             if status.success() {
-                return Ok(());
+                return Ok(out);
             }
             let last_words = [&err, &out]
                 .iter()
@@ -184,13 +191,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(10);
 
-    fn sh(script: &str, deadline: Duration) -> Result<(), Error> {
+    fn sh(script: &str, deadline: Duration) -> Result<String, Error> {
         run(Path::new("/bin/sh"), &["-c", script], deadline)
     }
 
     #[test]
     fn success_and_failure() {
-        sh("echo fine; echo noise >&2", SECOND).unwrap();
+        assert_eq!(sh("echo fine; echo noise >&2", SECOND).unwrap(), "fine\n");
         let error = sh(
             "echo first >&2; echo; echo 'the last word' >&2; exit 3",
             SECOND,

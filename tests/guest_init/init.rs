@@ -46,15 +46,15 @@ fn main() {
 fn run(console: &File) -> i32 {
     let handle = || console.try_clone().map_or(Stdio::null(), Stdio::from);
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    // `guest.filter=NAME`: only tests whose name holds NAME.
-    let filter = words
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("guest.filter="));
+    // `guest.filter=NAME`: only tests whose name holds NAME; `guest.skip=NAME`: not those.
+    let said = |key: &'static str| {
+        words
+            .split_whitespace()
+            .filter_map(move |word| word.strip_prefix(key))
+    };
+    let skipped = said("guest.skip=").flat_map(|name| ["--skip", name]);
     // `guest.run=PROGRAM,ARGUMENT,…`: that instead of the tests.
-    let run = words
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("guest.run="));
-    let mut command = match run {
+    let mut command = match said("guest.run=").next() {
         Some(run) => {
             let mut parts = run.split(',');
             let mut command = Command::new(parts.next().unwrap_or_default());
@@ -63,7 +63,8 @@ fn run(console: &File) -> i32 {
         }
         None => {
             let mut command = Command::new("/in_guest");
-            command.args(["--test-threads=1"]).args(filter);
+            command.arg("--test-threads=1").args(skipped);
+            command.args(said("guest.filter=").next());
             command
         }
     };

@@ -6,4 +6,6 @@
 //! file per module under test.
 
 mod bed;
+mod layouts;
 mod storage;
+mod wiping;

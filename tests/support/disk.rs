@@ -21,6 +21,18 @@ pub enum Bus {
     Scsi,
     /// NVMe: /dev/nvmeXn1.
     Nvme,
+    /// NVMe with blocks of 4 KiB.
+    Nvme4k,
+}
+
+impl Bus {
+    /// Bytes of a logical block.
+    pub fn block(self) -> u64 {
+        match self {
+            Self::Nvme4k => 4096,
+            _ => 512,
+        }
+    }
 }
 
 /// A disk that outlives the power-ons of one test.
@@ -59,6 +71,38 @@ impl Disk {
             file.write_all_at(&block, at).expect("write the pattern");
         }
         disk
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        let metadata = std::fs::metadata(&self.path).expect("own disk");
+        metadata.len()
+    }
+
+    /// Writes `pattern` over and over, from the first byte to the last.
+    pub fn fill(&self, pattern: &[u8]) {
+        let block: Vec<u8> = pattern.iter().copied().cycle().take(MIB as usize).collect();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .expect("own disk");
+        for at in (0..self.size()).step_by(MIB as usize) {
+            file.write_all_at(&block, at).expect("fill own disk");
+        }
+    }
+
+    /// The MiB, by number, that hold `pattern` anywhere.
+    pub fn places_of(&self, pattern: &[u8]) -> Vec<u64> {
+        let file = File::open(&self.path).expect("own disk");
+        let mut chunk = vec![0u8; MIB as usize];
+        let mut holds = |mib: &u64| {
+            file.read_exact_at(&mut chunk, mib * MIB)
+                .expect("read own disk");
+            // Most are empty, and told to be so much faster.
+            chunk.iter().any(|byte| *byte != 0)
+                && chunk.windows(pattern.len()).any(|part| part == pattern)
+        };
+        (0..self.size() / MIB).filter(|mib| holds(mib)).collect()
     }
 
     /// SHA-256 of the whole content, holes read as zeros.

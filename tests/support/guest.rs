@@ -225,6 +225,9 @@ impl Machine {
                     "-device scsi-hd,bus=scsi.0,drive=disk{number},serial=scsi{number}{order}"
                 ),
                 Bus::Nvme => format!("-device nvme,drive=disk{number},serial=nvme{number}{order}"),
+                Bus::Nvme4k => format!(
+                    "-device nvme,drive=disk{number},serial=nvme{number},logical_block_size=4096,physical_block_size=4096{order}"
+                ),
             });
         }
         match &self.start {

@@ -10,6 +10,7 @@ pub mod allocation;
 pub mod bed;
 pub mod console;
 pub mod disk;
+pub mod examine;
 pub mod guest;
 pub mod images;
 pub mod initrd;
