@@ -9,7 +9,7 @@
 //! made nowhere else, and without one there is neither a boot entry nor a kexec.
 
 mod archive;
-mod checksum;
+pub(crate) mod checksum;
 mod decode;
 mod error;
 pub(crate) mod fetch;
