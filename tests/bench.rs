@@ -5,6 +5,9 @@
 
 mod support;
 
+#[path = "bench/boot_helper.rs"]
+mod boot_helper;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -41,9 +44,17 @@ fn main() {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
     let as_json = names.iter().any(|name| name == "--json");
     names.retain(|name| name != "--json");
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let benches: [(&str, fn() -> Vec<Row>); 3] =
-        [("size", size), ("boot", boot), ("install", install)];
+    // The soak only when it is asked for: it takes half an hour.
+    let wanted = |name: &str| {
+        (names.is_empty() && name != "soak") || names.iter().any(|wanted| wanted == name)
+    };
+    let benches: [(&str, fn() -> Vec<Row>); 5] = [
+        ("size", size),
+        ("boot", boot),
+        ("install", install),
+        ("storm", boot_helper::storm),
+        ("soak", soak),
+    ];
     if let Some(unknown) = names
         .iter()
         .find(|name| !benches.iter().any(|(known, _)| known == name))
@@ -101,6 +112,12 @@ impl Row {
             "ratio": self.ratio(),
         })
     }
+}
+
+/// metal-boot under load for METAL_ANVIL_SOAK_SECONDS.
+fn soak() -> Vec<Row> {
+    let seconds = std::env::var("METAL_ANVIL_SOAK_SECONDS").ok();
+    boot_helper::soak(seconds.and_then(|text| text.parse().ok()).unwrap_or(1800))
 }
 
 /// The ISO and its parts.
