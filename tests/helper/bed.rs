@@ -145,11 +145,6 @@ impl Helper {
         }
     }
 
-    /// The base URL.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
     /// Sends a request as written here and reads to the connection's end.
     pub fn ask(&self, request: &str) -> String {
         self.ask_from(self.address.ip(), request)
@@ -351,9 +346,12 @@ pub fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)
 }
 
-/// The same as JSON.
+/// The same as JSON, whether it came in one piece or in a chunk.
 pub fn body_json(answer: &str) -> Value {
-    serde_json::from_str(body(answer)).unwrap_or_else(|e| panic!("{e} in {answer:?}"))
+    let body = body(answer);
+    let from = body.find('{').unwrap_or_default();
+    let until = body.rfind('}').map_or(body.len(), |at| at + 1);
+    serde_json::from_str(&body[from..until]).unwrap_or_else(|e| panic!("{e} in {answer:?}"))
 }
 
 /// Waits until `is_so`, and fails when it does not become so.
