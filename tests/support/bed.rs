@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -21,6 +22,7 @@ use super::standin::Standin;
 pub struct Plan {
     name: String,
     helper: Helper,
+    helper_options: Vec<String>,
     wait_seconds: f64,
 }
 
@@ -28,6 +30,12 @@ impl Plan {
     /// What answers for the boot helper.
     pub fn helper(mut self, helper: Helper) -> Self {
         self.helper = helper;
+        self
+    }
+
+    /// More options for the real boot helper.
+    pub fn helper_options(mut self, options: &[&str]) -> Self {
+        self.helper_options = options.iter().map(|&option| option.to_owned()).collect();
         self
     }
 
@@ -61,7 +69,12 @@ impl Plan {
             self.wait_seconds,
         ));
         if matches!(self.helper, Helper::Real) {
-            services.push(services::metal_boot(&ns, &dir, &token));
+            services.push(services::metal_boot(
+                &ns,
+                &dir,
+                &token,
+                &self.helper_options,
+            ));
         }
         // The first ones have had a second by now in which a bad configuration shows.
         services.iter_mut().for_each(Process::assert_alive);
@@ -95,6 +108,7 @@ impl Bed {
         Plan {
             name: name.to_owned(),
             helper: Helper::Real,
+            helper_options: Vec::new(),
             wait_seconds: 60.0,
         }
     }
@@ -127,6 +141,11 @@ impl Bed {
     /// Powers a machine on inside the namespace.
     pub fn power_on(&self, machine: &Machine) -> Guest {
         machine.power_on(self.ns.command("qemu-system-x86_64"), &self.dir)
+    }
+
+    /// A command inside the namespace.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.ns.command(program)
     }
 
     /// Runs a program inside the namespace and answers its output.

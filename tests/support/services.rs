@@ -158,7 +158,7 @@ pub fn standin(ns: &Netns, dir: &Path, control: &Path, token: &Path, wait_second
 }
 
 /// The boot helper under test.
-pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path) -> Process {
+pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path, more: &[String]) -> Process {
     let program = root().join("target/x86_64-unknown-linux-gnu/release/metal-boot");
     assert!(
         program.exists(),
@@ -172,7 +172,7 @@ pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path) -> Process {
         &format!("http://[{SERVICE}]:{APISERVER_PORT}"),
     ]);
     command.arg("--token-file").arg(token);
-    command.args(["--partition", PARTITION]);
+    command.args(["--partition", PARTITION]).args(more);
     let mut process = Process::start("metal-boot", command, dir);
     process.wait_until("listening", START, || listening(ns, HELPER_PORT));
     process
