@@ -183,7 +183,7 @@ mod tests {
         assert!(given.debug);
         assert!(!given.ntp);
         let policy = given.policy.unwrap();
-        assert_eq!(policy, r#"{"wait_hours":12,"lldp":{"interfaces":1}}"#);
+        assert_eq!(policy, r#"{"lldp":{"interfaces":1},"wait_hours":12}"#);
         // A list on the command line replaces the file's.
         let given = options(FILE, &["--listen=[::1]:1"]).unwrap();
         assert_eq!(given.listen, ["[::1]:1".parse().unwrap()]);

@@ -8,6 +8,7 @@
 
 pub mod answer;
 pub mod binding;
+pub mod bmc;
 pub mod cache;
 pub mod check;
 pub mod config_file;
@@ -21,6 +22,7 @@ pub mod ntp;
 pub mod options;
 pub mod proxy;
 pub mod ready;
+pub mod redfish;
 pub mod route;
 pub mod secret_file;
 pub mod server;
