@@ -83,7 +83,6 @@ struct Shared {
 type State_ = State<Arc<Shared>>;
 
 /// The routes.
-#[must_use]
 pub fn router(helper: Helper) -> Router {
     let shared = Arc::new(Shared {
         helper,

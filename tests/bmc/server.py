@@ -77,7 +77,9 @@ class Machine(AbstractSystemsDriver):
             self._do("eject", id="cd", force=True)
 
     def _order(self, place: int) -> None:
-        self._do("qom-set", path="/machine/peripheral/cd", property="bootindex", value=place)
+        # Out of the order first: QEMU refuses a place that is taken, by the CD itself too.
+        for value in (-1, place):
+            self._do("qom-set", path="/machine/peripheral/cd", property="bootindex", value=value)
 
     def _start(self) -> None:
         # Paused until medium and order are as they should be.
