@@ -7,6 +7,8 @@
 mod image;
 mod support;
 
+#[path = "bench/boot_helper.rs"]
+mod boot_helper;
 #[path = "network/lab.rs"]
 #[allow(dead_code)]
 mod lab;
@@ -53,14 +55,19 @@ fn main() {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
     let as_json = names.iter().any(|name| name == "--json");
     names.retain(|name| name != "--json");
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let benches: [(&str, fn() -> Vec<Row>); 6] = [
+    // The soak only when it is asked for: it takes half an hour.
+    let wanted = |name: &str| {
+        (names.is_empty() && name != "soak") || names.iter().any(|wanted| wanted == name)
+    };
+    let benches: [(&str, fn() -> Vec<Row>); 8] = [
         ("size", size),
         ("slaac", slaac),
         ("boot", boot),
         ("install", install),
         ("inventory", inventory),
         ("image", image::image),
+        ("storm", boot_helper::storm),
+        ("soak", soak),
     ];
     if let Some(unknown) = names
         .iter()
@@ -119,6 +126,12 @@ impl Row {
             "ratio": self.ratio(),
         })
     }
+}
+
+/// metal-boot under load for METAL_ANVIL_SOAK_SECONDS.
+fn soak() -> Vec<Row> {
+    let seconds = std::env::var("METAL_ANVIL_SOAK_SECONDS").ok();
+    boot_helper::soak(seconds.and_then(|text| text.parse().ok()).unwrap_or(1800))
 }
 
 /// The ISO and its parts.

@@ -5,6 +5,8 @@
 
 mod support;
 
+#[path = "e2e/bmc.rs"]
+mod bmc;
 #[path = "e2e/common.rs"]
 mod common;
 #[path = "e2e/control.rs"]
@@ -13,6 +15,8 @@ mod control;
 mod debian;
 #[path = "e2e/happy.rs"]
 mod happy;
+#[path = "e2e/helper.rs"]
+mod helper;
 #[path = "e2e/image.rs"]
 mod image;
 #[path = "e2e/installer.rs"]

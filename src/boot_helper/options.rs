@@ -1,33 +1,42 @@
-//! The options of metal-boot, and the answer they make.
+//! The options of metal-boot: command line, environment and file have the same names.
 
-use std::io::Read;
 use std::net::SocketAddrV6;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
-use thiserror::Error;
+use clap::{Parser, ValueEnum};
+use tracing::Level;
 use url::Url;
 
-use crate::control::HelperAnswer;
-use crate::control::helper_answer::{OsInstaller, Policy};
-use crate::control::http::{self, Trust};
+use super::binding::Mode;
+use super::source::Prefix;
 
-/// Largest option file, bytes.
-const FILE_LIMIT: u64 = 1 << 20;
 /// The bounds of a machine token's life: `BootServiceMachineTokenRequest.expires`, seconds.
 const EXPIRY: std::ops::Range<u64> = 600..604_800;
 
 /// The boot helper of metal-anvil: gives a machine that boots its apiserver's address and a
 /// token of its own, at GET /config/{machine-uuid}.
 ///
-/// RUST_LOG sets what is logged (default: info).
-#[derive(Debug, Parser)]
+/// Every option can stand in the environment and, with the name of its variable in lower
+/// case and without METAL_BOOT_, in a TOML file (--config). The command line is stronger
+/// than the environment, the environment stronger than the file.
+#[derive(Debug, Clone, Parser)]
 #[command(name = "metal-boot", version)]
 pub struct Options {
-    /// IPv6 address and port to listen on.
-    #[arg(long, env = "METAL_BOOT_LISTEN", default_value = "[::]:4242")]
-    pub listen: SocketAddrV6,
+    /// TOML file with options: `partition = "fra-equ01"`, `listen = ["[2001:db8::1]:4242"]`.
+    #[arg(long, env = "METAL_BOOT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// IPv6 address and port to listen on; may be given more than once (comma-separated in
+    /// the environment, as with every such option).
+    #[arg(
+        long,
+        env = "METAL_BOOT_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "[::]:4242",
+        value_delimiter = ','
+    )]
+    pub listen: Vec<SocketAddrV6>,
 
     /// metal-apiserver, as this helper reaches it.
     #[arg(long, env = "METAL_BOOT_APISERVER_URL", value_name = "URL")]
@@ -38,59 +47,70 @@ pub struct Options {
     #[arg(long, env = "METAL_BOOT_TOKEN_FILE", value_name = "FILE")]
     pub token_file: PathBuf,
 
-    /// metal-apiserver, as machines reach it [default: --apiserver-url].
-    #[arg(long, env = "METAL_BOOT_MACHINE_APISERVER_URL", value_name = "URL")]
-    pub machine_apiserver_url: Option<Url>,
-
-    /// Partition of the machines, 2 to 128 characters.
+    /// Partition of the machines, 2 to 128 letters, digits, "-", "_" or ".".
     #[arg(long, env = "METAL_BOOT_PARTITION")]
     pub partition: String,
-
-    /// Life of a machine's token: a number and s, m, h or d; from 600s to less than 7d. The
-    /// longest wait for an allocation is 48h.
-    #[arg(long, env = "METAL_BOOT_TOKEN_EXPIRY", value_name = "TIME",
-          default_value = "72h", value_parser = expiry)]
-    pub token_expiry: Duration,
-
-    /// User (tenant) that machine tokens belong to; it needs the label
-    /// tenant.metal-stack.io/machine-bootstrapper in the apiserver.
-    #[arg(
-        long,
-        env = "METAL_BOOT_MACHINE_TOKEN_USER",
-        value_name = "NAME",
-        default_value = "metal-hammer"
-    )]
-    pub machine_token_user: String,
-
-    /// NTP server for machines; may be given more than once (comma-separated in the
-    /// environment).
-    #[arg(
-        long = "ntp-server",
-        env = "METAL_BOOT_NTP_SERVERS",
-        value_name = "HOST",
-        value_delimiter = ','
-    )]
-    pub ntp_servers: Vec<String>,
 
     /// PEM file with the only authorities that may vouch for the apiserver, for this helper
     /// and for machines. Without it: the public ones.
     #[arg(long, env = "METAL_BOOT_CA_CERT", value_name = "FILE")]
     pub ca_cert: Option<PathBuf>,
 
-    /// Machines log in detail.
-    #[arg(long, env = "METAL_BOOT_DEBUG")]
-    pub debug: bool,
+    /// metal-apiserver, as machines reach it [default: --apiserver-url].
+    #[arg(
+        long,
+        env = "METAL_BOOT_MACHINE_APISERVER_URL",
+        value_name = "URL",
+        help_heading = MACHINES
+    )]
+    pub machine_apiserver_url: Option<Url>,
+
+    /// Machines reach the apiserver through this helper: their five methods are passed on,
+    /// with their own tokens.
+    #[arg(long, env = "METAL_BOOT_PROXY_APISERVER", help_heading = MACHINES)]
+    pub proxy_apiserver: bool,
 
     /// This helper's own base URL, as machines reach it.
-    #[arg(long, env = "METAL_BOOT_PUBLIC_URL", value_name = "URL")]
+    #[arg(long, env = "METAL_BOOT_PUBLIC_URL", value_name = "URL", help_heading = MACHINES)]
     pub public_url: Option<Url>,
+
+    /// NTP server for machines; may be given more than once.
+    #[arg(
+        long = "ntp-server",
+        env = "METAL_BOOT_NTP_SERVERS",
+        value_name = "HOST",
+        value_delimiter = ',',
+        help_heading = MACHINES
+    )]
+    pub ntp_servers: Vec<String>,
+
+    /// Machines log in detail.
+    #[arg(long, env = "METAL_BOOT_DEBUG", help_heading = MACHINES)]
+    pub debug: bool,
+
+    /// JSON file with the partition's policy, or the JSON itself (a table in the TOML file):
+    /// adopt ("hold", "boot-disk" or "wipe"), lldp {interfaces, chassis, timeout_seconds},
+    /// slaac_timeout_seconds, boot_helper_timeout_seconds, reboot_delay_seconds, wait_hours,
+    /// exclude_disks[], and the other policy keys of the operator's guide.
+    #[arg(
+        long,
+        env = "METAL_BOOT_POLICY",
+        value_name = "FILE|JSON",
+        help_heading = MACHINES
+    )]
+    pub policy: Option<String>,
+
+    /// JSON file that says where machines send their logs: endpoint, log_type, basic_auth
+    /// {user, password}, certificate_auth {cert, key}.
+    #[arg(long, env = "METAL_BOOT_LOGGING", value_name = "FILE", help_heading = MACHINES)]
+    pub logging: Option<PathBuf>,
 
     /// Installer for images that ship none: a static binary at this URL.
     #[arg(
         long,
         env = "METAL_BOOT_OS_INSTALLER_URL",
         value_name = "URL",
-        requires = "os_installer_sha256"
+        help_heading = MACHINES
     )]
     pub os_installer_url: Option<Url>,
 
@@ -99,234 +119,225 @@ pub struct Options {
         long,
         env = "METAL_BOOT_OS_INSTALLER_SHA256",
         value_name = "HEX",
-        requires = "os_installer_url"
+        help_heading = MACHINES
     )]
     pub os_installer_sha256: Option<String>,
 
     /// Top-level field of the allocation that this installer does not know; may be given
-    /// more than once (comma-separated in the environment).
+    /// more than once.
     #[arg(
         long = "os-installer-drop-field",
         env = "METAL_BOOT_OS_INSTALLER_DROP_FIELDS",
         value_name = "NAME",
         value_delimiter = ',',
-        requires = "os_installer_url"
+        help_heading = MACHINES
     )]
     pub os_installer_drop_fields: Vec<String>,
 
-    /// Base URL of an image cache: it replaces scheme and host of image URLs.
-    #[arg(long, env = "METAL_BOOT_IMAGE_CACHE", value_name = "URL")]
+    /// Base URL of an image cache: it replaces scheme and host of image URLs. /image/ here
+    /// leads there [default with --cache-dir: --public-url and /image].
+    #[arg(long, env = "METAL_BOOT_IMAGE_CACHE", value_name = "URL", help_heading = MACHINES)]
     pub image_cache: Option<Url>,
 
-    /// JSON file with the partition's policy: adopt ("hold", "boot-disk" or "wipe"),
-    /// lldp {interfaces, chassis, timeout_seconds}, slaac_timeout_seconds,
-    /// boot_helper_timeout_seconds, reboot_delay_seconds, wait_hours, exclude_disks[], inventory_tags[].
-    #[arg(long, env = "METAL_BOOT_POLICY", value_name = "FILE")]
-    pub policy: Option<PathBuf>,
+    /// Life of a machine's token: a number and s, m, h or d; from 600s to less than 7d. The
+    /// longest wait for an allocation is 48h.
+    #[arg(long, env = "METAL_BOOT_TOKEN_EXPIRY", value_name = "TIME",
+          default_value = "72h", value_parser = expiry, help_heading = TOKENS)]
+    pub token_expiry: Duration,
+
+    /// User (tenant) that machine tokens belong to; it needs the label
+    /// tenant.metal-stack.io/machine-bootstrapper in the apiserver.
+    #[arg(
+        long,
+        env = "METAL_BOOT_MACHINE_TOKEN_USER",
+        value_name = "NAME",
+        default_value = "metal-hammer",
+        help_heading = TOKENS
+    )]
+    pub machine_token_user: String,
+
+    /// File with tickets, one a line: a machine has to show one of them (metal_ticket) to
+    /// get its configuration. Read again for every machine.
+    #[arg(long, env = "METAL_BOOT_TICKET_FILE", value_name = "FILE", help_heading = TOKENS)]
+    pub ticket_file: Option<PathBuf>,
+
+    /// What is done when a machine's UUID comes from another source than at first: "log" it,
+    /// or refuse it ("enforce", for ports that have a prefix each).
+    #[arg(
+        long,
+        env = "METAL_BOOT_BIND",
+        value_enum,
+        default_value = "log",
+        help_heading = TOKENS
+    )]
+    pub bind: Mode,
+
+    /// Length of the prefix that counts as one source for --bind.
+    #[arg(long, env = "METAL_BOOT_BIND_PREFIX_LENGTH", value_name = "BITS", default_value = "64",
+          value_parser = clap::value_parser!(u8).range(1..=128), help_heading = TOKENS)]
+    pub bind_prefix_length: u8,
+
+    /// Prefix that machines come from; may be given more than once [default: any]. Others
+    /// get /healthz, /readyz and /metrics only.
+    #[arg(
+        long,
+        env = "METAL_BOOT_ALLOW",
+        value_name = "PREFIX",
+        value_delimiter = ',',
+        help_heading = LIMITS
+    )]
+    pub allow: Vec<Prefix>,
+
+    /// Tokens and scripts that one address may ask for a minute.
+    #[arg(long, env = "METAL_BOOT_RATE_PER_ADDRESS", value_name = "N", default_value = "60",
+          value_parser = positive(), help_heading = LIMITS)]
+    pub rate_per_address: u32,
+
+    /// The same for all addresses of one /64.
+    #[arg(long, env = "METAL_BOOT_RATE_PER_NETWORK", value_name = "N", default_value = "12000",
+          value_parser = positive(), help_heading = LIMITS)]
+    pub rate_per_network: u32,
+
+    /// Proxied calls that one address may make a minute.
+    #[arg(long, env = "METAL_BOOT_PROXY_RATE_PER_ADDRESS", value_name = "N",
+          default_value = "600", value_parser = positive(), help_heading = LIMITS)]
+    pub proxy_rate_per_address: u32,
+
+    /// The same for all addresses of one /64.
+    #[arg(long, env = "METAL_BOOT_PROXY_RATE_PER_NETWORK", value_name = "N",
+          default_value = "120000", value_parser = positive(), help_heading = LIMITS)]
+    pub proxy_rate_per_network: u32,
+
+    /// Connections at once.
+    #[arg(long, env = "METAL_BOOT_CONNECTIONS", value_name = "N", default_value = "16384",
+          value_parser = positive(), help_heading = LIMITS)]
+    pub connections: u32,
+
+    /// Connections of one address at once.
+    #[arg(long, env = "METAL_BOOT_CONNECTIONS_PER_ADDRESS", value_name = "N",
+          default_value = "32", value_parser = positive(), help_heading = LIMITS)]
+    pub connections_per_address: u32,
+
+    /// Connections of all addresses of one /64 at once.
+    #[arg(long, env = "METAL_BOOT_CONNECTIONS_PER_NETWORK", value_name = "N",
+          default_value = "8192", value_parser = positive(), help_heading = LIMITS)]
+    pub connections_per_network: u32,
+
+    /// Directory whose files are served at /static/: kernel, initrd, ISO.
+    #[arg(long, env = "METAL_BOOT_STATIC_DIR", value_name = "DIR", help_heading = FILES)]
+    pub static_dir: Option<PathBuf>,
+
+    /// Keep images here and serve them at /image/. Without it they never flow through this
+    /// helper.
+    #[arg(long, env = "METAL_BOOT_CACHE_DIR", value_name = "DIR", help_heading = FILES)]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Where the images of --cache-dir come from: what stands before /image/'s paths.
+    #[arg(long, env = "METAL_BOOT_CACHE_ORIGIN", value_name = "URL", help_heading = FILES)]
+    pub cache_origin: Option<Url>,
+
+    /// How much --cache-dir may hold: a number and M, G or T (powers of 1024).
+    #[arg(long, env = "METAL_BOOT_CACHE_SIZE", value_name = "SIZE", default_value = "20G",
+          value_parser = size, help_heading = FILES)]
+    pub cache_size: u64,
+
+    /// Answer NTP with this host's clock, at the addresses of --listen and port 123.
+    #[arg(long, env = "METAL_BOOT_NTP", help_heading = SERVICE)]
+    pub ntp: bool,
+
+    /// Answer NTP at this address and port instead; may be given more than once.
+    #[arg(
+        long,
+        env = "METAL_BOOT_NTP_LISTEN",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        help_heading = SERVICE
+    )]
+    pub ntp_listen: Vec<SocketAddrV6>,
+
+    /// How long requests under way may take after SIGTERM, seconds. Waits end at once.
+    #[arg(
+        long,
+        env = "METAL_BOOT_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        default_value = "10",
+        help_heading = SERVICE
+    )]
+    pub drain_seconds: u64,
+
+    /// How log lines look.
+    #[arg(
+        long,
+        env = "METAL_BOOT_LOG_FORMAT",
+        value_enum,
+        default_value = "json",
+        help_heading = SERVICE
+    )]
+    pub log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug or trace.
+    #[arg(
+        long,
+        env = "METAL_BOOT_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = SERVICE
+    )]
+    pub log_level: Level,
 }
 
-/// Options that make no sense together or name unusable files.
-#[derive(Debug, Error)]
-pub enum OptionsError {
-    #[error("{option}: cannot read {path}: {reason}", path = .path.display())]
-    File {
-        option: &'static str,
-        path: PathBuf,
-        reason: String,
-    },
-    #[error("{option} is {value:?}; expected {expected}")]
-    Value {
-        option: &'static str,
-        value: String,
-        expected: &'static str,
-    },
+const MACHINES: &str = "What machines are told";
+const TOKENS: &str = "Who gets a token";
+const LIMITS: &str = "Limits";
+const FILES: &str = "Files and images";
+const SERVICE: &str = "The service itself";
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For eyes.
+    Text,
 }
 
-impl Options {
-    /// The answer for every machine, without a token.
-    ///
-    /// # Errors
-    /// A value that machines could not use, and files that cannot be read or understood.
-    pub fn answer(&self) -> Result<HelperAnswer, OptionsError> {
-        for (option, value) in [
-            ("--partition", &self.partition),
-            ("--machine-token-user", &self.machine_token_user),
-        ] {
-            check(option, value, "2 to 128 characters", |value| {
-                (2..=128).contains(&value.chars().count())
-            })?;
-        }
-        let urls = [
-            ("--apiserver-url", Some(&self.apiserver_url)),
-            (
-                "--machine-apiserver-url",
-                self.machine_apiserver_url.as_ref(),
-            ),
-            ("--public-url", self.public_url.as_ref()),
-            ("--os-installer-url", self.os_installer_url.as_ref()),
-            ("--image-cache", self.image_cache.as_ref()),
-        ];
-        for (option, url) in urls {
-            if let Some(url) = url {
-                check(option, &http::shown(url), "an http or https URL", |_| {
-                    matches!(url.scheme(), "http" | "https") && url.has_host()
-                })?;
-            }
-        }
-        if let Some(sum) = &self.os_installer_sha256 {
-            check(
-                "--os-installer-sha256",
-                sum,
-                "64 hexadecimal digits",
-                |sum| sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()),
-            )?;
-        }
-        let machine_url = self.machine_apiserver_url.as_ref();
-        let text = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
-        Ok(HelperAnswer {
-            debug: self.debug,
-            metal_apiserver_url: Some(text(machine_url.unwrap_or(&self.apiserver_url))),
-            pixie_api_url: self.public_url.as_ref().map(text),
-            ntp_servers: self.ntp_servers.clone(),
-            partition: Some(self.partition.clone()),
-            ca_cert: self.ca_cert.as_deref().map(ca_cert).transpose()?,
-            os_installer: self.os_installer_url.as_ref().map(|url| OsInstaller {
-                url: Some(url.as_str().to_owned()),
-                sha256: self.os_installer_sha256.clone(),
-                drop_fields: self.os_installer_drop_fields.clone(),
-            }),
-            image_cache: self.image_cache.as_ref().map(text),
-            policy: self.policy.as_deref().map(policy).transpose()?,
-            ..HelperAnswer::default()
-        })
-    }
-}
-
-fn check(
-    option: &'static str,
-    value: &str,
-    expected: &'static str,
-    good: impl Fn(&str) -> bool,
-) -> Result<(), OptionsError> {
-    if good(value) {
-        return Ok(());
-    }
-    Err(OptionsError::Value {
-        option,
-        value: value.to_owned(),
-        expected,
-    })
+fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
 }
 
 /// `72h` and the like.
 fn expiry(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let scale = match &text[digits.len()..] {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86400,
-        _ => return Err("expected a number and s, m, h or d, for example 72h".into()),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(scale))
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86400)];
+    scaled(text, &units)
+        .ok_or("expected a number and s, m, h or d, for example 72h")?
         .filter(|seconds| EXPIRY.contains(seconds))
         .map(Duration::from_secs)
         .ok_or_else(|| "the apiserver accepts 600s to less than 7d".into())
 }
 
-fn read(option: &'static str, path: &Path) -> Result<String, OptionsError> {
-    let wrong = |reason: String| OptionsError::File {
-        option,
-        path: path.into(),
-        reason,
-    };
-    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let mut text = String::new();
-    file.take(FILE_LIMIT + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| wrong(error.to_string()))?;
-    if text.len() as u64 > FILE_LIMIT {
-        return Err(wrong(format!("it has more than {FILE_LIMIT} bytes")));
-    }
-    Ok(text)
+/// `20G` and the like, in bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40)];
+    scaled(text, &units)
+        .flatten()
+        .filter(|size| *size > 0)
+        .ok_or_else(|| "expected a number and M, G or T, for example 20G".into())
 }
 
-/// A PEM file that a machine would accept.
-fn ca_cert(path: &Path) -> Result<String, OptionsError> {
-    const OPTION: &str = "--ca-cert";
-    let text = read(OPTION, path)?;
-    match http::control_client(Trust::Only(&text)) {
-        Ok(_) => Ok(text),
-        Err(error) => Err(OptionsError::File {
-            option: OPTION,
-            path: path.into(),
-            reason: error.to_string(),
-        }),
-    }
-}
-
-/// A policy file of which every word was understood: machines ignore what they do not know,
-/// so a misspelt key would go unnoticed until it matters.
-fn policy(path: &Path) -> Result<Policy, OptionsError> {
-    const OPTION: &str = "--policy";
-    let wrong = |reason: String| OptionsError::File {
-        option: OPTION,
-        path: path.into(),
-        reason,
-    };
-    let text = read(OPTION, path)?;
-    let (given, policy) = serde_json::from_str::<serde_json::Value>(&text)
-        .and_then(|given| Ok((given.clone(), serde_json::from_value::<Policy>(given)?)))
-        .map_err(|error| wrong(error.to_string()))?;
-    let understood = serde_json::to_value(&policy).map_err(|error| wrong(error.to_string()))?;
-    match first_difference(&given, &understood) {
-        None => Ok(policy),
-        Some(place) => Err(wrong(format!("{place} is not understood"))),
-    }
-}
-
-/// The path of the first value in `given` that is not the same in `understood`.
-fn first_difference(given: &serde_json::Value, understood: &serde_json::Value) -> Option<String> {
-    let Some(keys) = given.as_object() else {
-        return (given != understood).then(|| "the value".into());
-    };
-    keys.iter().find_map(|(key, value)| {
-        let found = understood.get(key).unwrap_or(&serde_json::Value::Null);
-        if value.is_object() && found.is_object() {
-            first_difference(value, found).map(|below| format!("{key}.{below}"))
-        } else {
-            (value != found || found.is_null()).then(|| key.clone())
-        }
-    })
+/// A number and its unit: `None` without one, `Some(None)` when it is too large.
+fn scaled(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &text[digits.len()..];
+    let (_, scale) = units.iter().find(|(name, _)| *name == unit)?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse::<u64>().ok()?.checked_mul(*scale))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use clap::CommandFactory;
 
     use super::*;
-    use crate::decide::Adopt;
-
-    fn options(more: &[&str]) -> Result<Options, clap::Error> {
-        let base = [
-            "metal-boot",
-            "--apiserver-url=https://api.example.org/",
-            "--token-file=/run/token",
-            "--partition=fra-equ01",
-        ];
-        Options::try_parse_from(base.iter().chain(more))
-    }
-
-    fn file(text: &str) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        file
-    }
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -334,40 +345,14 @@ mod tests {
     }
 
     #[test]
-    fn every_option_stands_in_the_answer() {
-        let policy = file(r#"{"adopt":"wipe","lldp":{"interfaces":1},"exclude_disks":["S1"]}"#);
-        let sum = "ab".repeat(32);
-        let options = options(&[
-            "--machine-apiserver-url=https://[2001:db8::2]:8443/v2/",
-            "--public-url=http://[2001:db8::1]:4242",
-            "--ntp-server=2001:db8::1",
-            "--ntp-server=2001:db8::2",
-            "--debug",
-            "--os-installer-url=http://h/os-installer",
-            &format!("--os-installer-sha256={sum}"),
-            "--os-installer-drop-field=placementLabels",
-            "--image-cache=http://cache:8080/",
-            &format!("--policy={}", policy.path().display()),
-        ])
-        .unwrap();
-        let answer = options.answer().unwrap();
-        assert_eq!(answer.policy.as_ref().unwrap().adopt, Some(Adopt::Wipe));
-        let answer = serde_json::to_value(&answer).unwrap();
-        let expected = serde_json::json!({
-            "debug": true,
-            "metal_apiserver_url": "https://[2001:db8::2]:8443/v2",
-            "pixie_api_url": "http://[2001:db8::1]:4242",
-            "ntp_servers": ["2001:db8::1", "2001:db8::2"],
-            "partition": "fra-equ01",
-            "os_installer": {"url": "http://h/os-installer", "sha256": sum,
-                             "drop_fields": ["placementLabels"]},
-            "image_cache": "http://cache:8080",
-            "policy": {"adopt": "wipe", "lldp": {"interfaces": 1},
-                       "exclude_disks": ["S1"]},
-        });
-        assert_eq!(answer, expected);
-        assert_eq!(options.listen.to_string(), "[::]:4242");
-        assert_eq!(options.token_expiry, Duration::from_secs(72 * 3600));
+    fn every_option_has_help_and_a_variable_of_its_own_name() {
+        for arg in Options::command().get_arguments() {
+            let id = arg.get_id().as_str();
+            assert!(arg.get_help().is_some(), "{id}");
+            let variable = format!("METAL_BOOT_{}", id.to_uppercase());
+            let env = arg.get_env().and_then(|env| env.to_str());
+            assert_eq!(env, Some(variable.as_str()), "{id}");
+        }
     }
 
     #[test]
@@ -385,6 +370,7 @@ mod tests {
             ("72", None),
             ("h", None),
             ("-72h", None),
+            ("+72h", None),
             ("7Ω", None),
         ];
         for (text, seconds) in cases {
@@ -394,55 +380,18 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_named() {
-        for (option, text) in [
-            ("--listen=0.0.0.0:4242", "--listen"),
-            ("--apiserver-url=api.example.org", "--apiserver-url"),
-            ("--token-expiry=8d", "less than 7d"),
-            ("--os-installer-url=http://h/x", "--os-installer-sha256"),
+    fn sizes_have_units() {
+        for (text, expected) in [
+            ("20G", Some(20 << 30)),
+            ("512M", Some(512 << 20)),
+            ("1T", Some(1 << 40)),
+            ("0G", None),
+            ("20", None),
+            ("20GB", None),
+            ("99999999999T", None),
+            ("", None),
         ] {
-            let error = options(&[option]).unwrap_err().to_string();
-            assert!(error.contains(text), "{option}: {error}");
+            assert_eq!(size(text).ok(), expected, "{text}");
         }
-        for (option, text) in [
-            ("--public-url=ftp://h", "--public-url is"),
-            ("--partition=x", "--partition is \"x\""),
-            (
-                "--ca-cert=/nonexistent/ca.pem",
-                "cannot read /nonexistent/ca.pem",
-            ),
-            ("--ca-cert=Cargo.toml", "is not a PEM list"),
-            ("--policy=Cargo.toml", "line 1"),
-        ] {
-            let given = Options::try_parse_from(
-                [
-                    "metal-boot",
-                    "--apiserver-url=https://a.example",
-                    "--token-file=/t",
-                ]
-                .into_iter()
-                .chain((!option.starts_with("--partition")).then_some("--partition=fra"))
-                .chain([option]),
-            )
-            .unwrap();
-            let error = given.answer().unwrap_err().to_string();
-            assert!(error.contains(text), "{option}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_policy_is_understood_whole_or_not_at_all() {
-        for (text, place) in [
-            (r#"{"adpot":"wipe"}"#, "adpot is not understood"),
-            (r#"{"adopt":"burn"}"#, "adopt is not understood"),
-            (r#"{"lldp":{"timeout":3}}"#, "lldp.timeout is not"),
-            (r#"{"wait_hours":null}"#, "wait_hours is not"),
-            (r#"{"wait_hours":"24"}"#, "invalid type"),
-            ("[]", "the value is not understood"),
-        ] {
-            let error = policy(file(text).path()).unwrap_err().to_string();
-            assert!(error.contains(place), "{text}: {error}");
-        }
-        assert_eq!(policy(file("{}").path()).unwrap(), Policy::default());
     }
 }

@@ -5,18 +5,20 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use clap::Parser;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
 use url::Url;
 use uuid::Uuid;
 
-use super::mint::Minter;
-use super::server;
-use crate::control::HelperAnswer;
+use super::listener::{self, Door};
+use super::metrics::Metrics;
+use super::options::Options;
+use super::source::{Open, Quota};
+use super::{Parts, server};
 use crate::control::boot_helper_client;
-use crate::control::connect::Connect;
 use crate::control::http::{self, Trust};
 use crate::control::stand_in::{Act, Seen, StandIn, json, refuse, response};
 
@@ -25,43 +27,68 @@ const MACHINE: &str = "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10";
 const BUDGET: Duration = Duration::from_secs(20);
 const MINTED: &str = r#"{"token":{"uuid":"x"},"secret":"machine-s3cret"}"#;
 
+/// Header lines of every request.
+const HEAD: &str = "host: h\r\nconnection: close\r\n";
+
 /// metal-boot on `[::1]`, its token file, and the apiserver behind it.
 struct Bed {
     apiserver: StandIn,
     token_file: tempfile::NamedTempFile,
     address: SocketAddr,
     stop: watch::Sender<bool>,
-    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    gone: mpsc::Receiver<()>,
 }
 
 impl Bed {
     async fn start(act: impl Fn(&Seen, usize) -> Act + Send + Sync + 'static) -> Self {
+        Self::with(&[], act).await
+    }
+
+    async fn with(
+        more: &[&str],
+        act: impl Fn(&Seen, usize) -> Act + Send + Sync + 'static,
+    ) -> Self {
         let apiserver = StandIn::start(act).await;
         let mut token_file = tempfile::NamedTempFile::new().unwrap();
         token_file.write_all(b"infra-s3cret\n").unwrap();
-        let client = http::control_client(Trust::Public).unwrap();
-        let minter = Minter::new(
-            Connect::new(client, &apiserver.url).unwrap(),
-            token_file.path().into(),
-            "metal-hammer".into(),
-            Duration::from_secs(259_200),
-        )
-        .with_budget(Duration::from_millis(300));
-        let template = HelperAnswer {
-            metal_apiserver_url: Some("https://api.example.org".into()),
-            partition: Some("fra-equ01".into()),
-            ..HelperAnswer::default()
-        };
-        let listener = TcpListener::bind("[::1]:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let url = format!("--apiserver-url={}", apiserver.url);
+        let token = format!("--token-file={}", token_file.path().display());
+        let base = [
+            "metal-boot",
+            &url,
+            &token,
+            "--partition=fra-equ01",
+            "--machine-apiserver-url=https://api.example.org",
+        ];
+        let options = Options::try_parse_from(base.iter().chain(more)).unwrap();
+        let metrics = Arc::new(Metrics::default());
         let (stop, stopped) = watch::channel(false);
-        let serving = tokio::spawn(server::serve(listener, template, minter, stopped));
+        let mut parts = Parts::new(&options).unwrap();
+        parts.infra = parts.infra.with_budget(Duration::from_millis(300));
+        let helper = parts
+            .helper(&options, metrics.clone(), stopped.clone())
+            .unwrap();
+        let (alive, gone) = mpsc::channel(1);
+        let quota = Quota {
+            address: options.connections_per_address,
+            network: options.connections_per_network,
+        };
+        let door = Door {
+            router: server::router(helper),
+            open: Arc::new(Open::new(options.connections as usize, quota)),
+            metrics,
+            stop: stopped,
+            alive,
+        };
+        let listener = listener::bind("[::1]:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(listener::serve(listener, door));
         Self {
             apiserver,
             token_file,
             address,
             stop,
-            serving,
+            gone,
         }
     }
 
@@ -75,7 +102,7 @@ impl Bed {
     }
 
     async fn get(&self, path: &str) -> String {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n"))
+        self.ask(&format!("GET {path} HTTP/1.1\r\n{HEAD}\r\n"))
             .await
     }
 
@@ -114,7 +141,8 @@ async fn a_machine_gets_its_configuration() {
     for line in [
         "\r\ncache-control: no-store\r\n",
         "\r\ncontent-type: application/json\r\n",
-        "\r\nconnection: close\r\n",
+        "\r\nserver-timing: apiserver;dur=",
+        "\r\ndate: ",
     ] {
         assert!(raw.contains(line), "{line:?} in {raw}");
     }
@@ -230,7 +258,9 @@ async fn everything_else_is_refused_without_asking_the_apiserver() {
         ("/config", "404"),
         ("/config/", "404"),
         ("/config/a/b", "404"),
-        ("/boot.ipxe?uuid=a&mac=b", "404"),
+        ("/boot.ipxe?uuid=a&mac=b", "400"),
+        ("/x/boot.ipxe", "400"),
+        ("/boot.ipxe/", "404"),
         ("/config/x", "400"),
         ("/config/..%2f..%2fetc", "400"),
         ("/config/%ff", "400"),
@@ -247,7 +277,7 @@ async fn everything_else_is_refused_without_asking_the_apiserver() {
     for method in ["HEAD", "POST", "PUT", "DELETE"] {
         let answer = bed
             .ask(&format!(
-                "{method} /config/{MACHINE} HTTP/1.1\r\nhost: h\r\n\r\n"
+                "{method} /config/{MACHINE} HTTP/1.1\r\n{HEAD}\r\n"
             ))
             .await;
         assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
@@ -258,43 +288,14 @@ async fn everything_else_is_refused_without_asking_the_apiserver() {
 
 #[tokio::test]
 async fn it_stops_when_told() {
-    let bed = Bed::start(|_, _| json(200, MINTED)).await;
+    let mut bed = Bed::start(|_, _| json(200, MINTED)).await;
     assert!(bed.config().await.starts_with("HTTP/1.1 200 "));
+    // An idle connection does not hold it up.
+    let _idle = TcpStream::connect(bed.address).await.unwrap();
     bed.stop.send_replace(true);
-    let stopped = tokio::time::timeout(Duration::from_secs(10), bed.serving).await;
-    stopped.expect("ends").unwrap().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), bed.gone.recv()).await;
+    assert!(ended.is_ok(), "connections are left");
     assert!(TcpStream::connect(bed.address).await.is_err());
-}
-
-#[tokio::test]
-async fn a_connection_that_says_nothing_is_closed() {
-    let inner = TcpListener::bind("[::1]:0").await.unwrap();
-    let address = inner.local_addr().unwrap();
-    let lifetime = Duration::from_millis(100);
-    let bounded = super::listener::Bounded::new(inner, 1, lifetime);
-    let service = axum::Router::new().into_make_service();
-    let serving = tokio::spawn(axum::serve(bounded, service).into_future());
-    // Only one connection is allowed: the second is served once the first was thrown out.
-    let mut idle = TcpStream::connect(address).await.unwrap();
-    idle.write_all(b"GET / HT").await.unwrap();
-    let mut second = TcpStream::connect(address).await.unwrap();
-    second
-        .write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let mut answer = String::new();
-    let begin = std::time::Instant::now();
-    tokio::time::timeout(Duration::from_secs(10), second.read_to_string(&mut answer))
-        .await
-        .expect("served once the first is gone")
-        .unwrap();
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    assert!(begin.elapsed() >= lifetime / 2, "{:?}", begin.elapsed());
-    let mut rest = Vec::new();
-    // Closed or reset, but over.
-    let _ = idle.read_to_end(&mut rest).await;
-    assert!(!String::from_utf8_lossy(&rest).contains("200"));
-    serving.abort();
 }
 
 /// Collects what would be logged.
@@ -351,6 +352,7 @@ async fn no_log_line_holds_a_secret() {
         "TokenService/Create",
         "the boot helper's own token",
         "machine machine-x: 400",
+        "answered",
         MACHINE,
         "[::1]:",
     ] {

@@ -52,16 +52,8 @@ impl fmt::Display for Algorithm {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
     pub algorithm: Algorithm,
-    /// Lower case; `None` where there is nothing to compare with.
-    pub hex: Option<String>,
-}
-
-impl Expected {
-    /// No checksum: a digest is computed for the log all the same.
-    pub const NONE: Self = Self {
-        algorithm: Algorithm::Sha256,
-        hex: None,
-    };
+    /// Lower case.
+    pub hex: String,
 }
 
 /// Reads what `md5sum` and its kin print: `<hex>  <name>`, `<hex> *<name>` or the bare digest.
@@ -100,7 +92,7 @@ pub fn parse(bytes: &[u8], algorithm: Algorithm, name: &str) -> Result<Expected,
     }
     Ok(Expected {
         algorithm,
-        hex: Some(hex.to_ascii_lowercase()),
+        hex: hex.to_ascii_lowercase(),
     })
 }
 
@@ -178,7 +170,7 @@ mod tests {
             format!("{}  other\n{MD5}  x/img.tar.lz4\n", "0".repeat(32)),
         ] {
             let expected = parse(text.as_bytes(), Algorithm::Md5, "img.tar.lz4");
-            assert_eq!(expected.unwrap().hex.as_deref(), Some(MD5), "{text:?}");
+            assert_eq!(expected.unwrap().hex, MD5, "{text:?}");
         }
     }
 

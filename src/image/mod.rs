@@ -12,7 +12,7 @@
 
 mod acl;
 pub mod archive;
-mod checksum;
+pub(crate) mod checksum;
 mod decode;
 mod error;
 pub(crate) mod fetch;
@@ -199,7 +199,8 @@ async fn install_patiently(
 
 /// A download that has begun to come, and what is known about it.
 struct Begun<'a> {
-    expected: Expected,
+    /// `None`: there is nothing to compare with.
+    expected: Option<Expected>,
     download: Download<'a>,
     from_cache: bool,
 }
@@ -251,15 +252,17 @@ async fn open<'a>(
     let expected = match expected(client, url, patience).await {
         Err(Error::NoChecksum { url }) if source.without_checksum => {
             tracing::warn!(url, "image: NO CHECKSUM beside it, as the policy allows");
-            Expected::NONE
+            None
         }
-        other => other?,
+        other => Some(other?),
     };
     let download = Download::open(client, url.clone(), patience).await?;
     tracing::info!(
         url = download.shown(),
         bytes = download.total(),
-        checksum = %expected.algorithm,
+        checksum = expected
+            .as_ref()
+            .map(|expected| tracing::field::display(expected.algorithm)),
         "image: download begins"
     );
     Ok(Begun {

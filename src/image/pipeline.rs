@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at};
 
-use super::checksum::Hasher;
+use super::checksum::{Algorithm, Hasher};
 use super::error::Error;
 use super::fetch::Download;
 use super::pipe::{Part, PipeReader, Stop};
@@ -42,15 +42,13 @@ pub async fn run(
         mut download,
         from_cache,
     } = begun;
+    // Without a checksum a digest is computed for the log all the same.
+    let algorithm = expected
+        .as_ref()
+        .map_or(Algorithm::Sha256, |expected| expected.algorithm);
     let counters = Arc::new(Counters::default());
     let url = download.shown();
-    let (sender, stages) = spawn(
-        Hasher::new(expected.algorithm),
-        url.clone(),
-        work,
-        limit,
-        &counters,
-    )?;
+    let (sender, stages) = spawn(Hasher::new(algorithm), url.clone(), work, limit, &counters)?;
     let start = Instant::now();
     let told = || Progress {
         downloaded: counters.received.load(Ordering::Relaxed),
@@ -80,11 +78,18 @@ pub async fn run(
     let last = told();
     progress(last);
 
-    let differs = |got: &str| expected.hex.as_deref().is_some_and(|hex| hex != got);
+    let differs = |got: &str| {
+        expected
+            .as_ref()
+            .is_some_and(|expected| expected.hex != got)
+    };
     let mismatch = |got: String, symptom: Option<String>| Error::ChecksumMismatch {
         url: url.clone(),
-        algorithm: expected.algorithm,
-        expected: expected.hex.clone().unwrap_or_default(),
+        algorithm,
+        expected: expected
+            .as_ref()
+            .map(|expected| expected.hex.clone())
+            .unwrap_or_default(),
         got,
         from_cache,
         symptom,
@@ -98,9 +103,9 @@ pub async fn run(
         (None, Ok(()), Ok(got)) if differs(&got) => Err(mismatch(got, None)),
         (None, Ok(()), Ok(got)) => Ok(Summary {
             url,
-            algorithm: expected.algorithm,
+            algorithm,
             digest: got,
-            compared: expected.hex.is_some(),
+            compared: expected.is_some(),
             progress: last,
         }),
         (None, fed, digest) => Err(Error::Pipeline(format!(

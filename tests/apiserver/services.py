@@ -51,20 +51,20 @@ class Gate:
     def __init__(self, state: State) -> None:
         self.state = state
 
-    def enter(self, method: str, request, ctx, kind: str) -> dict:
-        """Open the door or raise; answers the line of the record."""
+    def enter(self, method: str, request, ctx, kind: str, machine: str | None = None) -> dict:
+        """Open the door or raise; answers the line of the record. `machine`: when `uuid` is something else's."""
         line = LINE.get()
         uuid = getattr(request, "uuid", "") or None
         line.update(uuid=uuid.lower() if uuid else None, message=to_json(request))
         try:
-            self._check(method, request, ctx, kind, line)
+            self._check(method, request, ctx, kind, line, machine)
         except ConnectError as error:
             line["verdict"] = f"{error.code.value}: {error.message}"
             raise
         return line
 
-    def _check(self, method: str, request, ctx, kind: str, line: dict) -> None:
-        uuid = getattr(request, "uuid", "") or None
+    def _check(self, method: str, request, ctx, kind: str, line: dict, machine: str | None) -> None:
+        uuid = machine or getattr(request, "uuid", "") or None
         if mode := self.state.error_for(method):
             raise ConnectError(CODES[mode.code], mode.message)
         token = self.state.bearer(ctx.request_headers().get("authorization"))
@@ -98,6 +98,7 @@ class Boot(Gate):
         seconds = request.expires.ToSeconds() if request.HasField("expires") else 8 * 3600
         secret, expires = self.state.issue(request.uuid, seconds)
         answer = boot_pb2.BootServiceMachineTokenResponse(secret=secret)
+        answer.token.uuid = self.state.tokens[secret].id
         answer.token.user = request.user
         answer.token.expires.FromSeconds(int(expires))
         return answer
@@ -154,7 +155,7 @@ class Boot(Gate):
 
 
 class Token(Gate):
-    """TokenService: only Create, the way of boot helpers before MachineToken existed."""
+    """TokenService: Create, the way of boot helpers before MachineToken existed, and Revoke."""
 
     def __getattr__(self, name: str):
         async def missing(_request, _ctx):
@@ -176,7 +177,16 @@ class Token(Gate):
         seconds = request.expires.ToSeconds() if request.HasField("expires") else 8 * 3600
         secret, expires = self.state.issue(machine, seconds)
         answer = token_pb2.TokenServiceCreateResponse(secret=secret)
+        answer.token.uuid = self.state.tokens[secret].id
         answer.token.expires.FromSeconds(int(expires))
         answer.token.issued_at.FromSeconds(int(time.time()))
         answer.token.machine_roles[machine] = common_pb2.MACHINE_ROLE_EDITOR
         return answer
+
+    async def revoke(self, request, ctx):
+        # "Self" in the package: whoever has a valid token may revoke its own user's tokens.
+        token = self.state.bearer(ctx.request_headers().get("authorization"))
+        line = self.enter("Revoke", request, ctx, token.kind, token.machine)
+        line["uuid"] = token.machine
+        self.state.revoke_one(token, request.uuid)
+        return token_pb2.TokenServiceRevokeResponse()

@@ -37,6 +37,7 @@ class Token:
     kind: str
     machine: str | None
     expires: float
+    id: str = field(default_factory=lambda: str(uuidlib.uuid4()))
 
 
 @dataclass
@@ -95,6 +96,14 @@ class State:
         for secret in doomed:
             del self.tokens[secret]
         return len(doomed)
+
+    def revoke_one(self, token: Token, id: str) -> None:
+        """Forget the token with this id on behalf of `token`'s own user, or `not_found`."""
+        for secret, other in self.tokens.items():
+            if other.id == id and (other.kind, other.machine) == (token.kind, token.machine):
+                del self.tokens[secret]
+                return
+        raise ConnectError(Code.NOT_FOUND, f"no token with id {id} belongs to this user")
 
     def bearer(self, header: str | None) -> Token:
         """The token behind an Authorization header, or `unauthenticated`."""

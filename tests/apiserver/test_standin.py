@@ -187,6 +187,16 @@ class Standin(unittest.TestCase):
             self.call("Create", short, "infra-secret", "/metalstack.api.v2.TokenService/")[1]["code"], "invalid_argument"
         )
 
+    def test_a_token_revokes_itself_and_no_other(self) -> None:
+        request = {"uuid": MACHINE, "user": "metal-boot", "expires": "600s"}
+        answer = self.call("MachineToken", request, "infra-secret")[1]
+        revoke = {"uuid": answer["token"]["uuid"]}
+        service = "/metalstack.api.v2.TokenService/"
+        self.assertEqual(self.call("Revoke", revoke, "infra-secret", service)[1]["code"], "not_found")
+        self.assertEqual(self.call("Revoke", revoke, answer["secret"], service)[0], 200)
+        again = self.call("SuperUserPassword", {"uuid": MACHINE}, answer["secret"])
+        self.assertEqual(again[1]["code"], "unauthenticated")
+
     # --- Register ---------------------------------------------------------------------------
 
     def test_register_holds_to_the_official_constraints(self) -> None:

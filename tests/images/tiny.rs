@@ -5,8 +5,9 @@
 //! Built by `scripts/build-images` with plain `rustc`. What it does depends on its name:
 //!
 //! * `init`: prints `TINY-OS ...` lines about how it was booted and what is on its disk, powers off.
-//! * `install-go`: what the agent runs in the chroot; puts a boot loader into the EFI system
-//!   partition and writes `/etc/metal/boot-info.yaml`. `/etc/tiny/installer` may order a fault:
+//! * `install-go`, or `os-installer` when the agent brings it: what runs in the chroot; puts a boot
+//!   loader into the EFI system partition and writes `/etc/metal/boot-info.yaml`.
+//!   `/etc/tiny/installer` may order a fault:
 //!   `exit 3`, `no-boot-info`, `hang` (with a bootable disk behind it: the worst moment for a power cut).
 
 use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
@@ -39,7 +40,7 @@ const EXT4_UUID_AT: u64 = 1024 + 0x68;
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
     match Path::new(&name).file_name().and_then(|n| n.to_str()) {
-        Some("install-go") => match install() {
+        Some("install-go" | "os-installer") => match install() {
             Ok(code) => code,
             Err(error) => {
                 eprintln!("tiny installer: {error}");

@@ -48,7 +48,7 @@ fn a_clock_of_2019_is_set_by_the_server_that_the_helper_names() {
     let bed = Bed::plan("network_time_2019_named")
         .tls()
         .ntp(NAMED_PORT, true)
-        .helper_argument(&format!("--ntp-server=[{SERVICE}]:{NAMED_PORT}"))
+        .helper_options(&[&format!("--ntp-server=[{SERVICE}]:{NAMED_PORT}")])
         .start();
     let mut guest = boot(&bed, "2019-01-01");
     let source = format!("NTP server [{SERVICE}]:{NAMED_PORT}, stratum 10");
@@ -77,7 +77,7 @@ fn without_any_ntp_server_the_helpers_date_helps_in_2019() {
 fn a_dead_ntp_server_in_2099_leaves_it_to_the_helpers_date() {
     let bed = Bed::plan("network_time_2099_date")
         .tls()
-        .helper_argument(&format!("--ntp-server=[{SERVICE}]:{NAMED_PORT}"))
+        .helper_options(&[&format!("--ntp-server=[{SERVICE}]:{NAMED_PORT}")])
         .start();
     let mut guest = boot(&bed, "2099-01-01");
     guest.wait_for("no NTP server gave the time", TO_PREPARING);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -21,10 +22,10 @@ use super::standin::Standin;
 pub struct Plan {
     name: String,
     helper: Helper,
+    helper_options: Vec<String>,
     wait_seconds: f64,
     tls: bool,
     ntp: Option<(u16, bool)>,
-    helper_arguments: Vec<String>,
 }
 
 impl Plan {
@@ -40,15 +41,15 @@ impl Plan {
         self
     }
 
-    /// One more argument for metal-boot.
-    pub fn helper_argument(mut self, argument: &str) -> Self {
-        self.helper_arguments.push(argument.to_owned());
-        self
-    }
-
     /// What answers for the boot helper.
     pub fn helper(mut self, helper: Helper) -> Self {
         self.helper = helper;
+        self
+    }
+
+    /// More options for the real boot helper.
+    pub fn helper_options(mut self, options: &[&str]) -> Self {
+        self.helper_options = options.iter().map(|&option| option.to_owned()).collect();
         self
     }
 
@@ -81,7 +82,7 @@ impl Plan {
             &token,
             self.wait_seconds,
         ));
-        let mut arguments = self.helper_arguments;
+        let mut arguments = self.helper_options;
         let pki = self.tls.then(|| services::pki(&dir));
         if let Some(pki) = &pki {
             services.push(services::tls(&ns, &dir, pki));
@@ -128,10 +129,10 @@ impl Bed {
         Plan {
             name: name.to_owned(),
             helper: Helper::Real,
+            helper_options: Vec::new(),
             wait_seconds: 60.0,
             tls: false,
             ntp: None,
-            helper_arguments: Vec::new(),
         }
     }
 
@@ -173,6 +174,11 @@ impl Bed {
     /// One more service: it ends with the bed, and its log is shown when the test fails.
     pub fn also(&mut self, service: Process) {
         self.services.push(service);
+    }
+
+    /// A command inside the namespace.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.ns.command(program)
     }
 
     /// Runs a program inside the namespace and answers its output.

@@ -113,10 +113,7 @@ impl Machine {
 
     /// Power-on: runs QEMU by `base` (a command inside the namespace, or QEMU itself).
     pub fn power_on(&self, mut base: Command, dir: &Path) -> Guest {
-        if self.uefi && !self.vars.exists() {
-            std::fs::copy(OVMF_VARS, &self.vars)
-                .unwrap_or_else(|e| panic!("copy {OVMF_VARS} (package ovmf): {e}"));
-        }
+        self.make_vars();
         // Socket paths are limited to 107 bytes: they live in a short directory of their own.
         let sockets = tempfile::Builder::new()
             .prefix("ma-")
@@ -151,6 +148,24 @@ impl Machine {
             log,
             errors,
             _sockets: sockets,
+        }
+    }
+
+    /// The command line for somebody else who runs QEMU: the BMC.
+    pub fn command_line(&self, qmp: &Path) -> Vec<String> {
+        self.make_vars();
+        let mut command = Command::new("qemu-system-x86_64");
+        self.arguments(&mut command, qmp);
+        std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    fn make_vars(&self) {
+        if self.uefi && !self.vars.exists() {
+            std::fs::copy(OVMF_VARS, &self.vars)
+                .unwrap_or_else(|e| panic!("copy {OVMF_VARS} (package ovmf): {e}"));
         }
     }
 

@@ -83,6 +83,16 @@ impl Process {
         unsafe { libc::kill(pid, signal) };
     }
 
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How the service ended, if it has.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     /// Ends the service now (what `drop` does as well).
     pub fn stop(&mut self) {
         end(&mut self.child);
