@@ -90,14 +90,11 @@ pub fn answer(
     if field(header, 24) != nonce.to_be_bytes() {
         return Err(Error::NotOurs);
     }
-    if stratum == 0 {
-        let code = field::<4>(header, 12).map(|byte| match byte {
-            byte if byte.is_ascii_graphic() => char::from(byte),
-            _ => '.',
-        });
-        return Err(Error::Kiss(code.iter().collect()));
+    let code = field::<4>(header, 12);
+    if stratum == 0 && code.iter().all(u8::is_ascii_graphic) {
+        return Err(Error::Kiss(code.map(char::from).iter().collect()));
     }
-    if leap == ALARM || stratum >= UNSYNCHRONISED {
+    if leap == ALARM || stratum == 0 || stratum >= UNSYNCHRONISED {
         return Err(Error::Unsynchronised { leap, stratum });
     }
     // Half the delay to the reference clock, and what may have been lost on the way.
@@ -236,7 +233,6 @@ mod tests {
         };
         let kiss = |code: &str| Error::Kiss(code.to_owned());
         let deny = [&[0][..], &[0; 10], b"DENY"].concat();
-        let binary = [&[0][..], &[0; 10], b"A\x1b[\0"].concat();
         let not = |mode, version| Error::NotAnAnswer { mode, version };
         let unsynchronised = |leap, stratum| Error::Unsynchronised { leap, stratum };
         let cases: [(Vec<u8>, Error); 15] = [
@@ -247,7 +243,7 @@ mod tests {
             (with(0, &[5 << 3 | 4]), not(4, 5)),
             (with(24, &[0; 8]), Error::NotOurs),
             (with(1, &deny), kiss("DENY")),
-            (with(1, &binary), kiss("A.[.")),
+            (with(1, &[0]), unsynchronised(0, 0)),
             (with(0, &[3 << 6 | 4 << 3 | 4]), unsynchronised(3, 10)),
             (with(1, &[16]), unsynchronised(0, 16)),
             (with(8, &[0, 16, 0, 0]), Error::Distance(16)),

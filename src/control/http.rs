@@ -39,6 +39,9 @@ pub const ERROR_LIMIT: usize = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// metal-apiserver closes idle connections after 10 s (contracts.md §4).
 const POOL_IDLE: Duration = Duration::from_secs(5);
+/// Idle connections kept to a server: Wait, the events beside it, a download. A fleet times
+/// reqwest's own limit, which is none, is what a helper on a switch CPU cannot hold.
+const MAX_IDLE: usize = 3;
 /// Sent data that stays unacknowledged this long ends the connection (tcp(7) TCP_USER_TIMEOUT).
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is probed after this long and then as often: with the user timeout
@@ -164,6 +167,7 @@ fn client(
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(MAX_IDLE)
         .tcp_nodelay(true)
         .tcp_keepalive(TCP_KEEPALIVE)
         .tcp_keepalive_interval(TCP_KEEPALIVE)

@@ -63,6 +63,7 @@ pub struct Archive<R> {
 }
 
 impl<R: BufRead> Archive<R> {
+    /// An archive that is read from `source`.
     pub fn new(source: R) -> Self {
         Self {
             source,

@@ -8,7 +8,7 @@
 //! came in equals the checksum beside the image: a [`VerifiedImage`] is the proof, it is
 //! made nowhere else, and without one there is neither a boot entry nor a kexec.
 
-mod archive;
+pub mod archive;
 mod checksum;
 mod decode;
 mod error;

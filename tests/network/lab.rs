@@ -72,6 +72,11 @@ impl Lab {
         self.services.push(service);
     }
 
+    /// Ends the service of this name now.
+    pub fn stop(&mut self, name: &str) {
+        self.services.retain(|service| service.name() != name);
+    }
+
     /// An HTTP server in the namespace.
     pub fn web(&self, listen: &str) -> Web {
         Web::start(&self.ns, listen)

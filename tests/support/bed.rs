@@ -14,7 +14,7 @@ use super::images::Image;
 use super::netns::{LEAVES, Leaf, Netns, SERVICE};
 use super::process::Process;
 use super::root;
-use super::services::{self, Helper, IMAGE_PORT};
+use super::services::{self, Helper, IMAGE_PORT, TLS_APISERVER_PORT};
 use super::standin::Standin;
 
 /// What a bed is made of, before it runs.
@@ -22,9 +22,30 @@ pub struct Plan {
     name: String,
     helper: Helper,
     wait_seconds: f64,
+    tls: bool,
+    ntp: Option<(u16, bool)>,
+    helper_arguments: Vec<String>,
 }
 
 impl Plan {
+    /// Apiserver and boot helper are there by TLS too; machines are sent to that apiserver.
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// An NTP server on this port of the service address, that knows the time or does not.
+    pub fn ntp(mut self, port: u16, sure: bool) -> Self {
+        self.ntp = Some((port, sure));
+        self
+    }
+
+    /// One more argument for metal-boot.
+    pub fn helper_argument(mut self, argument: &str) -> Self {
+        self.helper_arguments.push(argument.to_owned());
+        self
+    }
+
     /// What answers for the boot helper.
     pub fn helper(mut self, helper: Helper) -> Self {
         self.helper = helper;
@@ -60,8 +81,20 @@ impl Plan {
             &token,
             self.wait_seconds,
         ));
+        let mut arguments = self.helper_arguments;
+        let pki = self.tls.then(|| services::pki(&dir));
+        if let Some(pki) = &pki {
+            services.push(services::tls(&ns, &dir, pki));
+            arguments.push(format!("--ca-cert={}", pki.authority.display()));
+            arguments.push(format!(
+                "--machine-apiserver-url=https://[{SERVICE}]:{TLS_APISERVER_PORT}"
+            ));
+        }
+        if let Some((port, sure)) = self.ntp {
+            services.push(services::chronyd(&ns, &dir, port, sure));
+        }
         if matches!(self.helper, Helper::Real) {
-            services.push(services::metal_boot(&ns, &dir, &token));
+            services.push(services::metal_boot(&ns, &dir, &token, &arguments));
         }
         // The first ones have had a second by now in which a bad configuration shows.
         services.iter_mut().for_each(Process::assert_alive);
@@ -96,6 +129,9 @@ impl Bed {
             name: name.to_owned(),
             helper: Helper::Real,
             wait_seconds: 60.0,
+            tls: false,
+            ntp: None,
+            helper_arguments: Vec::new(),
         }
     }
 

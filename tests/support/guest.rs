@@ -338,6 +338,20 @@ impl Guest {
         }
     }
 
+    /// Waits until the guest sets its hardware clock by about `offset` seconds. The firmware sets
+    /// it too, to the time that it has.
+    pub fn wait_clock_set(&self, offset: i64, seconds: u64) {
+        let fits = |event: &serde_json::Value| {
+            let by = event["data"]["offset"].as_i64();
+            by.is_some_and(|by| (by - offset).abs() < 86_400)
+        };
+        let limit = Duration::from_secs(seconds);
+        assert!(
+            self.qmp.event_where("RTC_CHANGE", limit, fits).is_some(),
+            "the hardware clock was not set by {offset} s within {limit:?}"
+        );
+    }
+
     /// Pulls the plug: no flush, no farewell.
     pub fn power_cut(mut self) {
         let _ = self.child.kill();

@@ -82,8 +82,19 @@ impl Qmp {
 
     /// The first event of this name, waited for.
     pub fn event(&self, name: &str, limit: Duration) -> Option<Value> {
+        self.event_where(name, limit, |_| true)
+    }
+
+    /// Waits for an event of this name that `fits`, or for one that came before.
+    pub fn event_where(
+        &self,
+        name: &str,
+        limit: Duration,
+        fits: impl Fn(&Value) -> bool,
+    ) -> Option<Value> {
         self.wait(limit, |inbox| {
-            inbox.events.iter().find(|e| e["event"] == name).cloned()
+            let mut events = inbox.events.iter();
+            events.find(|e| e["event"] == name && fits(e)).cloned()
         })
     }
 

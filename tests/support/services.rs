@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::allocation::PARTITION;
@@ -19,6 +19,10 @@ pub const APISERVER_PORT: u16 = 8080;
 pub const IMAGE_PORT: u16 = 8081;
 /// Port of the boot helper.
 pub const HELPER_PORT: u16 = 4242;
+/// Port of the apiserver by TLS.
+pub const TLS_APISERVER_PORT: u16 = 8443;
+/// Port of the boot helper by TLS.
+pub const TLS_HELPER_PORT: u16 = 4443;
 
 /// What answers on the boot helper's port.
 #[derive(Clone, Debug)]
@@ -162,8 +166,8 @@ pub fn standin(ns: &Netns, dir: &Path, control: &Path, token: &Path, wait_second
     process
 }
 
-/// The boot helper under test.
-pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path) -> Process {
+/// The boot helper under test, with more `arguments`.
+pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path, arguments: &[String]) -> Process {
     let program = root().join("target/x86_64-unknown-linux-gnu/release/metal-boot");
     assert!(
         program.exists(),
@@ -178,8 +182,105 @@ pub fn metal_boot(ns: &Netns, dir: &Path, token: &Path) -> Process {
     ]);
     command.arg("--token-file").arg(token);
     command.args(["--partition", PARTITION]);
+    command.args(arguments);
     let mut process = Process::start("metal-boot", command, dir);
     process.wait_until("listening", START, || listening(ns, HELPER_PORT));
+    process
+}
+
+/// Apiserver and boot helper by TLS: the certificate is one of `pki`'s, valid from now on.
+pub fn tls(ns: &Netns, dir: &Path, pki: &Pki) -> Process {
+    let d = dir.display();
+    let (certificate, key) = (pki.certificate.display(), pki.key.display());
+    let mut servers = String::new();
+    for (port, behind) in [
+        (TLS_APISERVER_PORT, APISERVER_PORT),
+        (TLS_HELPER_PORT, HELPER_PORT),
+    ] {
+        servers += &format!(
+            "server {{ listen [{SERVICE}]:{port} ssl; ssl_certificate {certificate}; \
+             ssl_certificate_key {key}; location / {{ proxy_pass http://[{SERVICE}]:{behind}; \
+             proxy_http_version 1.1; proxy_buffering off; proxy_read_timeout 120s; }} }}\n"
+        );
+    }
+    let file = dir.join("tls.conf");
+    fs::write(
+        &file,
+        format!(
+            "daemon off; master_process off; user root; pid {d}/tls.pid; error_log stderr notice;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{ access_log {d}/tls-access.log; client_body_temp_path {d}/tls-tmp;\n\
+             proxy_temp_path {d}/tls-tmp; fastcgi_temp_path {d}/tls-tmp;\n\
+             uwsgi_temp_path {d}/tls-tmp; scgi_temp_path {d}/tls-tmp;\n{servers}}}\n"
+        ),
+    )
+    .expect("write tls.conf");
+    let mut command = ns.command("nginx");
+    command.arg("-c").arg(&file).arg("-p").arg(dir);
+    command.args(["-e", "stderr"]);
+    let mut process = Process::start("tls", command, dir);
+    process.wait_until("listening", START, || listening(ns, TLS_APISERVER_PORT));
+    process
+}
+
+/// An authority of our own and a certificate for the service address.
+pub struct Pki {
+    /// PEM.
+    pub authority: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// Makes them; valid for 30 days from now.
+pub fn pki(dir: &Path) -> Pki {
+    let path = |name: &str| dir.join(name);
+    let openssl = |arguments: &str| {
+        run(std::process::Command::new("openssl")
+            .args(arguments.split_whitespace())
+            .current_dir(dir))
+    };
+    let new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!(
+        "req -x509 {new} -keyout ca.key -out ca.pem -days 30 -subj /CN=test"
+    ));
+    openssl(&format!(
+        "req {new} -keyout tls.key -out tls.csr -subj /CN=service"
+    ));
+    fs::write(path("san"), format!("subjectAltName=IP:{SERVICE}\n")).expect("write san");
+    openssl(
+        "x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out tls.pem -days 30 \
+         -extfile san",
+    );
+    Pki {
+        authority: path("ca.pem"),
+        certificate: path("tls.pem"),
+        key: path("tls.key"),
+    }
+}
+
+/// An NTP server on the service address. One that is not `sure` says that it does not know the
+/// time.
+pub fn chronyd(ns: &Netns, dir: &Path, port: u16, sure: bool) -> Process {
+    let file = dir.join("chrony.conf");
+    let local = if sure { "local stratum 10" } else { "" };
+    fs::write(
+        &file,
+        format!(
+            "port {port}\nbindaddress {SERVICE}\nallow all\n{local}\ncmdport 0\n\
+             pidfile {d}/chrony.pid\nbindcmdaddress /\n",
+            d = dir.display()
+        ),
+    )
+    .expect("write chrony.conf");
+    let mut command = ns.command("chronyd");
+    // -x: this machine's clock is left alone.
+    command.args(["-x", "-d", "-u", "root", "-f"]).arg(&file);
+    let mut process = Process::start("chronyd", command, dir);
+    let filter = format!("sport = :{port}");
+    process.wait_until("listening", START, || {
+        let sockets = run(ns.command("ss").args(["-6Hlun", &filter]));
+        !sockets.trim().is_empty()
+    });
     process
 }
 

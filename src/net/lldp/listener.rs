@@ -268,9 +268,13 @@ mod tests {
             LinkAttribute::IfName("eth0".to_owned()),
             LinkAttribute::Address(vec![0x52, 0x54, 0, 0, 0, 1]),
         ];
+        let hardware = Device {
+            bus_path: "pci0000:00/0000:00:03.0".to_owned(),
+            driver: "virtio_net".to_owned(),
+        };
         let mut table = Table::default();
         table.apply(&RouteNetlinkMessage::NewLink(message), |_| {
-            Some(Device::default())
+            Some(hardware.clone())
         });
         table
     }

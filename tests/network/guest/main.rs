@@ -3,6 +3,7 @@
 //!
 //! What to do stands on the kernel command line as `guest.<key>=<value>`; `guest.run` names it.
 
+mod lldp;
 mod path;
 mod slaac;
 
@@ -103,6 +104,7 @@ async fn run(words: &Words) -> Result<(), Failed> {
         Some("helper") => drop(path::helper(words).await?),
         Some("wait") => path::wait(words).await?,
         Some("names") => path::names(words).await?,
+        Some("lldp") => lldp::listen(words).await?,
         Some("slaac") => slaac::bench(words).await?,
         other => return Err(format!("nothing is called {other:?}").into()),
     }
