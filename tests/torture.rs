@@ -239,6 +239,8 @@ async fn truncation_is_always_found() {
             async move {
                 let published = (round / 6) % 2 == 0;
                 let name = format!("truncated-{round}");
+                // Between two headers nothing but the missing end of the archive tells.
+                let at = if format == "tar" { at / 512 * 512 } else { at };
                 let mut served = Served::new(bytes[..at].to_vec());
                 if !published {
                     served.sha256 = sha256(&bytes);

@@ -24,12 +24,12 @@ const MODE_BITS: u32 = 0o7777;
 /// made. Owner first: a change of owner takes setuid and capabilities away.
 pub fn owner_mode_xattrs<F: AsFd>(fd: F, entry: &Entry) -> Result<(), Stop> {
     let now = fstat(&fd).map_err(|errno| failed(entry, "stat", errno))?;
-    let foreign = (now.st_uid, now.st_gid) != (entry.uid, entry.gid);
-    if foreign {
+    if (now.st_uid, now.st_gid) != (entry.uid, entry.gid) {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
         fchown(&fd, Some(uid), Some(gid)).map_err(|errno| failed(entry, "chown", errno))?;
     }
-    if foreign || now.st_mode & MODE_BITS != entry.mode {
+    // A change of owner only ever takes setuid and setgid bits, which a new file lacks.
+    if now.st_mode & MODE_BITS != entry.mode {
         let mode = Mode::from_bits_truncate(entry.mode);
         fchmod(&fd, mode).map_err(|errno| failed(entry, "chmod", errno))?;
     }
