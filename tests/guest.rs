@@ -93,11 +93,13 @@ fn in_guest_tests_pass() {
         (Bus::Nvme, "nvme"),
     ]
     .map(|(bus, name)| Disk::empty(&dir, name, bus, 256));
-    let machine = machine(
+    let mut machine = machine(
         &dir,
         &format!("{filter}guest.skip=layouts:: guest.skip=wiping::"),
         disks.to_vec(),
     );
+    // Room for the whole content of three disks, which is compared.
+    machine.memory = 2048;
     finish(power_on(&machine, &dir), 600);
 }
 

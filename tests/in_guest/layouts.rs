@@ -105,7 +105,8 @@ fn tool(program: &str, arguments: &[&str]) -> String {
     text
 }
 
-/// Names of all arrays and mapped devices.
+/// Names of all arrays and mapped devices that have any content: mdadm opens what it has known
+/// before, and the kernel makes an empty array of that.
 fn stacks() -> Vec<String> {
     let names = fs::read_dir("/sys/block")
         .unwrap()
@@ -113,6 +114,7 @@ fn stacks() -> Vec<String> {
     names
         .map(|name| name.into_string().unwrap())
         .filter(|name| name.starts_with("md") || name.starts_with("dm-"))
+        .filter(|name| fs::read_to_string(format!("/sys/block/{name}/size")).unwrap() != "0\n")
         .collect()
 }
 
