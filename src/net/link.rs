@@ -459,11 +459,14 @@ fn ipv6_address(message: &AddressMessage) -> Option<(u32, Ipv6Addr, Address)> {
     // The 8 flags of the header are the low bits of the 32 of the attribute.
     let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
     let (mut address, mut local) = (None, None);
+    let mut over = false;
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(std::net::IpAddr::V6(ip)) => address = Some(*ip),
             AddressAttribute::Local(std::net::IpAddr::V6(ip)) => local = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
+            // A preferred lifetime of zero: the kernel sets the flag a moment later.
+            AddressAttribute::CacheInfo(life) => over = life.ifa_preferred == 0,
             _ => {}
         }
     }
@@ -471,7 +474,7 @@ fn ipv6_address(message: &AddressMessage) -> Option<(u32, Ipv6Addr, Address)> {
         State::Duplicate
     } else if flags.contains(AddressFlags::Tentative) {
         State::Tentative
-    } else if flags.contains(AddressFlags::Deprecated) {
+    } else if over || flags.contains(AddressFlags::Deprecated) {
         State::Deprecated
     } else {
         State::Preferred

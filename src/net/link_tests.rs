@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::address::{AddressHeaderFlags, CacheInfo};
 use rtnetlink::packet_route::route::RouteType;
 
 use super::*;
@@ -174,6 +174,19 @@ fn which_addresses_are_usable() {
         assert_eq!(table.usable().is_some(), usable, "{text} {flags:#x}");
         let said = events.iter().any(|event| matches!(event, Event::Usable(_)));
         assert_eq!(said, usable, "{text} {flags:#x}");
+    }
+}
+
+#[test]
+fn an_address_without_preferred_lifetime_is_deprecated_before_its_flag_says_so() {
+    for (preferred, usable) in [(0, false), (1, true), (u32::MAX, true)] {
+        let mut life = CacheInfo::default();
+        life.ifa_preferred = preferred;
+        let mut message = address("2001:db8::1", 0);
+        message.attributes.push(AddressAttribute::CacheInfo(life));
+        let mut table = with_eth0();
+        table.apply(&RouteNetlinkMessage::NewAddress(message), hardware);
+        assert_eq!(table.usable().is_some(), usable, "{preferred}");
     }
 }
 

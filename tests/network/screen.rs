@@ -20,7 +20,7 @@ fn no_ra_leaves_a_screen_that_says_what_to_check() {
     );
     let qemu = lab.ns.command("qemu-system-x86_64");
     let mut guest = machine.power_on(qemu, &lab.dir);
-    let failed = guest.wait_for("FAILED: network: no usable IPv6 address after 5 s", 180);
+    let failed = guest.wait_for("FAILED: network: no usable IPv6 address after 5 s", 420);
     assert!(failed.contains("FAILED"), "{failed}");
     for card in ["eth0", "eth1"] {
         let line = guest.wait_for(card, 30);
