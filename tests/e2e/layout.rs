@@ -85,7 +85,7 @@ fn a_mirrored_efi_system_partition_boots_from_either_disk() {
         machine.start = Start::Disks;
         machine.name = name.to_owned();
         let mut again = bed.power_on(&machine);
-        again.wait_for("TINY-OS BOOTED via firmware", 120);
+        again.wait_for("TINY-OS BOOTED via firmware", 240);
         assert_eq!(again.wait_end(90), End::PowerOff);
     }
 }
