@@ -131,7 +131,7 @@ impl Machine {
         let log = dir.join(format!("{}.console", self.name));
         let output = child.stdout.take().expect("piped stdout");
         let console = Console::read(output, &log, self.show.clone());
-        let qmp = match Qmp::connect(&qmp_path, Duration::from_secs(20)) {
+        let qmp = match Qmp::connect(&qmp_path, Duration::from_secs(90)) {
             Ok(qmp) => qmp,
             Err(error) => {
                 process::end(&mut child);
