@@ -212,13 +212,13 @@ fn a_host_is_no_switch_and_a_port_may_be_named_in_every_way() {
     );
 }
 
-/// A frame with a VLAN tag, sent again and again: a switch with a wrong native VLAN.
+/// A frame with a priority tag (VLAN 0), sent again and again. Cards drop other VLANs themselves.
 const TAGGED: &str = "
 import socket, time
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 s.bind(('tap0', 0))
 def tlv(kind, value): return (kind << 9 | len(value)).to_bytes(2, 'big') + value
-frame = bytes.fromhex('0180c200000e' '020000000010' '8100' '0064' '88cc')
+frame = bytes.fromhex('0180c200000e' '020000000010' '8100' 'e000' '88cc')
 frame += tlv(1, b'\\x04' + bytes.fromhex('020000000010')) + tlv(2, b'\\x05swp1') + tlv(3, b'\\0\\x78')
 frame += tlv(5, b'tagged') + tlv(7, b'\\0\\x04\\0\\x04') + tlv(0, b'')
 while True:
