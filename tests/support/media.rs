@@ -14,6 +14,9 @@ use super::root;
 /// What the serial console of a guest is called on kernel command lines.
 pub const CONSOLE: &str = "console=ttyS0,115200n8";
 
+/// A busy host stops an emulated machine for longer than Linux's check of its timer allows.
+pub const NO_TIMER_CHECK: &str = "no_timer_check";
+
 /// The boot helper's base URL.
 pub fn helper_url() -> String {
     format!("http://[{SERVICE}]:4242")
@@ -35,7 +38,7 @@ pub fn direct(more: &str) -> Start {
     Start::Direct {
         kernel: part("vmlinuz"),
         initrd: part("initrd.img"),
-        append: format!("{CONSOLE} {more}"),
+        append: format!("{CONSOLE} {NO_TIMER_CHECK} {more}"),
     }
 }
 
@@ -56,7 +59,10 @@ pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
     fs::write(&file, config.to_string()).expect("write metal.config");
     let iso = dir.join("metal-anvil.iso");
     run(Command::new(root().join("scripts/build-iso"))
-        .args(["--cmdline", &format!("{CONSOLE} loglevel=4")])
+        .args([
+            "--cmdline",
+            &format!("{CONSOLE} {NO_TIMER_CHECK} loglevel=4"),
+        ])
         .arg("--config")
         .arg(&file)
         .arg("--output")
