@@ -16,7 +16,7 @@ use support::disk::{Bus, Disk};
 use support::guest::{End, Machine, Start};
 use support::initrd::{built, newc};
 use support::ipmi::{self, BMC_ADDRESS, BMC_MAC, FACTORY, FRU};
-use support::media::{self, CONSOLE};
+use support::media::{self, CONSOLE, NO_TIMER_CHECK};
 use support::mock_bmc::MockBmc;
 use support::root;
 
@@ -34,7 +34,7 @@ fn light_guest(name: &str, devices: Vec<String>) -> (Value, String, String) {
     let start = Start::Direct {
         kernel: media::part("vmlinuz"),
         initrd,
-        append: format!("{CONSOLE} panic=-1"),
+        append: format!("{CONSOLE} {NO_TIMER_CHECK} panic=-1"),
     };
     let secrets = Disk::empty(&dir, "secrets", Bus::Virtio, 1);
     let file = fs::File::options()

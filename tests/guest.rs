@@ -12,7 +12,7 @@ use support::disk::{Bus, Disk, MIB};
 use support::examine::examine;
 use support::guest::{End, Guest, Machine, Start};
 use support::initrd::{built, newc};
-use support::media::{self, CONSOLE};
+use support::media::{self, CONSOLE, NO_TIMER_CHECK};
 use support::process::run;
 use support::root;
 
@@ -47,8 +47,7 @@ fn machine(dir: &Path, words: &str, disks: Vec<Disk>) -> Machine {
     let start = Start::Direct {
         kernel: media::part("vmlinuz"),
         initrd: initrd(dir),
-        // On a busy host an emulated timer may seem not to tick.
-        append: format!("{CONSOLE} panic=-1 no_timer_check {words}"),
+        append: format!("{CONSOLE} panic=-1 {NO_TIMER_CHECK} {words}"),
     };
     let mut machine = Machine::new(dir, "7f3ad6a2-6a2e-4d9c-9d0e-3c7a4a1b9f10", start, disks);
     machine.cards.clear();

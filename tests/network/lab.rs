@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::support::guest::{Guest, Machine, Start};
 use crate::support::initrd::{built, newc};
-use crate::support::media::{CONSOLE, part};
+use crate::support::media::{CONSOLE, NO_TIMER_CHECK, part};
 use crate::support::netns::{LEAVES, Netns};
 use crate::support::process::{Process, run};
 use crate::support::root;
@@ -154,8 +154,7 @@ impl Lab {
         let start = Start::Direct {
             kernel: part("vmlinuz"),
             initrd: initrd().clone(),
-            // A starved emulator's timer fails the kernel's check of it.
-            append: format!("{CONSOLE} quiet loglevel=2 panic=-1 no_timer_check {words}"),
+            append: format!("{CONSOLE} quiet loglevel=2 panic=-1 {NO_TIMER_CHECK} {words}"),
         };
         let mut machine = Machine::new(&self.dir, MACHINE, start, Vec::new());
         machine.uefi = false;

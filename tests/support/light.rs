@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::guest::{Machine, Start};
 use super::initrd::{built, newc};
-use super::media::{self, CONSOLE};
+use super::media::{self, CONSOLE, NO_TIMER_CHECK};
 use super::process::run;
 
 /// What a program printed in a guest, and how long it ran there.
@@ -30,12 +30,12 @@ pub fn machine(dir: &Path, uuid: &str, agent: &Path, arguments: &[&str], words: 
     ]);
     let initrd: PathBuf = dir.join("initrd");
     std::fs::write(&initrd, archive).unwrap_or_else(|e| panic!("{}: {e}", initrd.display()));
-    // A busy host stops an emulated machine for longer than Linux's check of its timer allows.
+
     let start = Start::Direct {
         kernel: media::part("vmlinuz"),
         initrd,
         append: format!(
-            "{CONSOLE} panic=-1 loglevel=1 no_timer_check {words} guest.run=/agent,{}",
+            "{CONSOLE} panic=-1 loglevel=1 {NO_TIMER_CHECK} {words} guest.run=/agent,{}",
             arguments.join(",")
         ),
     };
