@@ -163,8 +163,8 @@ impl Registered {
             wwns: excluded.clone(),
             paths: excluded.clone(),
         };
-        let medium = self.authorized.connected.booted.medium.first();
-        let sorted = eligible::erasable(disks, medium.map(String::as_str), &exclusions);
+        let medium = &self.authorized.connected.booted.medium;
+        let sorted = eligible::erasable(disks, medium.iter().map(String::as_str), &exclusions);
         for (disk, reason) in &sorted.left_alone {
             tracing::info!("{} is left alone: {reason}", disk.path.display());
         }
