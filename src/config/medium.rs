@@ -32,7 +32,9 @@ const DESCRIPTOR: u64 = 16 * 2048;
 #[derive(Debug, Error)]
 pub enum MediumError {
     #[error(
-        "no block device with the volume id {label:?} appeared within {} s; is the virtual medium still connected?",
+        "no block device with the volume id {label:?}, which METAL_MEDIUM on the kernel command line names, appeared within {} s, \
+         so its boot/metal.config and the disks that it excludes are unknown; nothing was written. \
+         Connect the virtual medium again, or boot without METAL_MEDIUM",
         PATIENCE.as_secs()
     )]
     Missing { label: String },
