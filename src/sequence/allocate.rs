@@ -43,11 +43,21 @@ impl Registered {
     /// The control plane cannot be asked, the journal cannot be read or written, or a disk
     /// could not be wiped.
     pub(super) async fn allocate(self) -> Result<Allocated, Failure> {
-        let journal = self.read_journal()?;
-        tracing::info!("install journal: {journal}");
+        let (read, is_copy) = self.read_journal()?;
+        tracing::info!("install journal: {read}");
         let mut reported_hold = false;
         loop {
-            let standing = self.ask(&journal).await?;
+            let standing = self.ask(&read).await?;
+            let journal = if is_copy {
+                journal::for_standing(&read, standing.as_ref().map(|it| it.uuid))
+            } else {
+                read.clone()
+            };
+            if journal != read {
+                tracing::warn!(
+                    "the copy of the install journal does not name the allocation that stands: it does not count"
+                );
+            }
             let answer = self.answer(standing.as_ref());
             let adopt = self.authorized.settings.policy.adopt.unwrap_or_default();
             let decision = decide(&journal, answer, adopt);
@@ -98,16 +108,20 @@ impl Registered {
         }
     }
 
-    fn read_journal(&self) -> Result<Journal, Failure> {
+    /// The journal, and whether it is only the copy on a disk. A stick or a fabric disk says
+    /// nothing of this machine: copies count on disks that it may erase.
+    fn read_journal(&self) -> Result<(Journal, bool), Failure> {
         let efi = &self.authorized.connected.booted.efi;
         if journal::is_present(efi).during(Step::Allocation)? {
-            return journal::read(efi, None).during(Step::Allocation);
+            let journal = journal::read(efi, None).during(Step::Allocation)?;
+            return Ok((journal, false));
         }
-        let disks = disks::discover(Path::new("/sys")).during(Step::Allocation)?;
+        let disks = self.sorted_disks()?.erasable;
         let disks: Vec<_> = disks.into_iter().map(|disk| disk.path).collect();
         let esps: Vec<_> = esp::esps_of(&disks).iter().map(Partition::device).collect();
         let copies = journal::esp_copies(&esps, Path::new(super::ESP_MOUNT));
-        journal::read(efi, journal::agreed(&copies)).during(Step::Allocation)
+        let journal = journal::read(efi, journal::agreed(&copies)).during(Step::Allocation)?;
+        Ok((journal, true))
     }
 
     /// Whether the machine has an allocation: `None` only after a silence that proves it.
