@@ -68,14 +68,16 @@ impl Registered {
                     return Ok(self.allocated(allocation, scope, false, reinstall));
                 }
                 (Decision::Install(scope), Some(allocation)) => {
+                    self.check(&scope)?;
                     return Ok(self.allocated(allocation, scope, true, false));
                 }
                 (Decision::WipeAndWait(scope), _) => {
-                    self.wipe(scope, Occasion::ChangeOfHands).await?;
+                    let disks = self.in_scope(&scope)?;
+                    self.wipe(&disks)?;
                     return self.wait().await;
                 }
                 (Decision::CheckAndWait(scope), _) => {
-                    self.check(scope).await?;
+                    self.check(&scope)?;
                     return self.wait().await;
                 }
                 (Decision::BootDisk, _) => {
@@ -185,18 +187,21 @@ impl Registered {
         Ok(sorted)
     }
 
-    async fn wipe(&self, scope: WipeScope, occasion: Occasion) -> Result<(), Failure> {
-        let efi = &self.authorized.connected.booted.efi;
-        come_back(efi);
-        let disks =
-            scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
+    fn in_scope(&self, scope: &WipeScope) -> Result<ScopedDisks, Failure> {
+        let disks = scope::disks_in_scope(scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
         if disks.disks().is_empty() {
             let why = "this machine has no disk that may be written, so nothing could ever be installed on it; \
                        check disks, controller and policy.exclude_disks";
             return Err(Failure::new(Step::Wipe, why));
         }
+        Ok(disks)
+    }
+
+    fn wipe(&self, disks: &ScopedDisks) -> Result<(), Failure> {
+        let efi = &self.authorized.connected.booted.efi;
+        come_back(efi);
         tracing::info!("wiping {} disks", disks.disks().len());
-        block_in_place(|| self.wipe_disks(&disks, occasion))?;
+        block_in_place(|| self.wipe_disks(disks, Occasion::ChangeOfHands))?;
         journal::write(efi, &Journal::Wiped).during(Step::Wipe)
     }
 
@@ -226,26 +231,16 @@ impl Registered {
         }
     }
 
-    /// Disks that an earlier boot wiped are looked at, and wiped again if something wrote to them.
-    async fn check(&self, scope: WipeScope) -> Result<(), Failure> {
-        let disks =
-            scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
-        let goes_on = self.authorized.settings.policy.wipe_failures == Some(OnFailure::Report);
-        let dirty = match block_in_place(|| wipe::quick_check(&disks)) {
-            Err(error) if goes_on => {
-                tracing::error!("{error}");
-                return self.wipe(scope, Occasion::WipedBefore).await;
-            }
-            other => other.during(Step::Wipe)?,
-        };
-        if dirty.is_empty() {
+    /// Disks that an earlier boot wiped are looked at. Those that carry something are wiped
+    /// again, and those that cannot be read: a wipe unlocks a drive whose erase was cut.
+    fn check(&self, scope: &WipeScope) -> Result<(), Failure> {
+        let disks = self.in_scope(scope)?;
+        let dirty = block_in_place(|| wipe::not_known_empty(&disks));
+        if dirty.disks().is_empty() {
             tracing::info!("{} disks are still empty", disks.disks().len());
             return Ok(());
         }
-        for found in &dirty {
-            tracing::warn!("{found}");
-        }
-        self.wipe(scope, Occasion::WipedBefore).await
+        self.wipe(&dirty)
     }
 
     /// Waits for an allocation, for as long as it takes or until the planned reboot.
