@@ -106,8 +106,9 @@ impl Allocated {
         self.copy_journal(&target, &self.done())?;
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
-        boot::clear_next(efi).during(Step::BootEntry)?;
+        // In this order: a cut between the two leads back here, to a journal that boots the disk.
         journal::write(efi, &self.done()).during(Step::BootEntry)?;
+        boot::clear_next(efi).during(Step::BootEntry)?;
         Ok(kernel)
     }
 
