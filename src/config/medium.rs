@@ -32,7 +32,9 @@ const DESCRIPTOR: u64 = 16 * 2048;
 #[derive(Debug, Error)]
 pub enum MediumError {
     #[error(
-        "no block device with the volume id {label:?} appeared within {} s; is the virtual medium still connected?",
+        "no block device with the volume id {label:?}, which METAL_MEDIUM on the kernel command line names, appeared within {} s, \
+         so its boot/metal.config and the disks that it excludes are unknown; nothing was written. \
+         Connect the virtual medium again, or boot without METAL_MEDIUM",
         PATIENCE.as_secs()
     )]
     Missing { label: String },
@@ -60,11 +62,12 @@ pub struct Medium {
 pub fn read(sys: &Path, dev: &Path, label: &str, mountpoint: &Path) -> Result<Medium, MediumError> {
     let deadline = Instant::now() + PATIENCE;
     let names = loop {
-        let names = carriers(sys, dev, label);
-        if !names.is_empty() {
+        let late = Instant::now() > deadline;
+        let (kind, names) = carriers(sys, dev, label);
+        if is_found(kind, late) {
             break names;
         }
-        if Instant::now() > deadline {
+        if late {
             return Err(MediumError::Missing {
                 label: label.to_owned(),
             });
@@ -76,10 +79,21 @@ pub fn read(sys: &Path, dev: &Path, label: &str, mountpoint: &Path) -> Result<Me
     Ok(Medium { names, config })
 }
 
-/// Kernel names of the block devices that carry an ISO 9660 volume with this id.
-fn carriers(sys: &Path, dev: &Path, label: &str) -> Vec<String> {
+/// Whether the best carrier so far is taken. The label is public, so a disk of the machine may
+/// carry it too, and is there before a USB or CD drive: it has to wait for those to appear.
+fn is_found(best: Option<Kind>, late: bool) -> bool {
+    match best {
+        Some(Kind::Cd | Kind::Removable) => true,
+        Some(Kind::BuiltIn) => late,
+        None => false,
+    }
+}
+
+/// The most credible block devices that carry an ISO 9660 volume with this id: what they are,
+/// and their kernel names.
+fn carriers(sys: &Path, dev: &Path, label: &str) -> (Option<Kind>, Vec<String>) {
     let Ok(entries) = fs::read_dir(sys.join("class/block")) else {
-        return Vec::new();
+        return (None, Vec::new());
     };
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -94,7 +108,7 @@ fn carriers(sys: &Path, dev: &Path, label: &str) -> Vec<String> {
     // taken out, as virtual media can, is believed before what is built in.
     let best = names.iter().map(|name| kind(sys, name)).min();
     names.retain(|name| Some(kind(sys, name)) == best);
-    names
+    (best, names)
 }
 
 /// What a block device is, most credible as a boot medium first.
@@ -199,13 +213,31 @@ mod tests {
         }
         fs::write(dev.join("sr0"), b"short").unwrap();
         fs::write(dev.join("sdb"), vec![0; image.len()]).unwrap();
-        assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sda", "sda1"]);
-        assert!(carriers(&sys, &dev, "OTHER").is_empty());
+        let found = |label| carriers(&sys, &dev, label);
+        let (kind, names) = found("METAL-HAMMER");
+        assert_eq!((kind, names.len()), (Some(Kind::BuiltIn), 2));
+        assert_eq!(names, ["sda", "sda1"]);
+        assert_eq!(found("OTHER"), (None, vec![]));
         // What can be taken out is believed before a disk that carries the same name.
         fs::write(dev.join("sdb"), &image).unwrap();
         fs::write(sys.join("class/block/sdb/removable"), "1\n").unwrap();
-        assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sdb"]);
+        let stick = (Some(Kind::Removable), vec!["sdb".to_owned()]);
+        assert_eq!(found("METAL-HAMMER"), stick);
         fs::write(dev.join("sr0"), &image).unwrap();
-        assert_eq!(carriers(&sys, &dev, "METAL-HAMMER"), ["sr0"]);
+        let cd = (Some(Kind::Cd), vec!["sr0".to_owned()]);
+        assert_eq!(found("METAL-HAMMER"), cd);
+    }
+
+    #[test]
+    fn a_built_in_disk_is_the_medium_only_when_nothing_better_came() {
+        for (best, early, late) in [
+            (None, false, false),
+            (Some(Kind::BuiltIn), false, true),
+            (Some(Kind::Removable), true, true),
+            (Some(Kind::Cd), true, true),
+        ] {
+            assert_eq!(is_found(best, false), early, "{best:?}");
+            assert_eq!(is_found(best, true), late, "{best:?}");
+        }
     }
 }

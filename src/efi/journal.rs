@@ -166,6 +166,23 @@ pub fn esp_copies(devices: &[PathBuf], mountpoint: &Path) -> Vec<EspCopy> {
         .collect()
 }
 
+/// What a copy is worth without the variable: a disk's past must not widen what may be erased,
+/// so it counts only where it names the allocation that stands. A true copy never says `wiped`.
+#[must_use]
+pub fn for_standing(copy: &Journal, allocation: Option<Uuid>) -> Journal {
+    match copy {
+        Journal::Installing {
+            allocation: its, ..
+        }
+        | Journal::Installed { allocation: its }
+            if Some(*its) == allocation =>
+        {
+            copy.clone()
+        }
+        _ => Journal::None,
+    }
+}
+
 /// The one text that all copies agree on. Copies that differ come from disks with
 /// different histories; none of them can be trusted to be this machine's.
 #[must_use]
@@ -268,6 +285,20 @@ mod tests {
             copy_on_esp(esp.path()),
             Err(Error::TooLong { .. })
         ));
+    }
+
+    #[test]
+    fn a_copy_counts_only_for_the_allocation_that_it_names() {
+        for journal in all() {
+            let expected = match journal {
+                Journal::Wiped => Journal::None,
+                _ => journal.clone(),
+            };
+            assert_eq!(for_standing(&journal, Some(U)), expected);
+            for other in [None, Some(Uuid::from_u128(0x22))] {
+                assert_eq!(for_standing(&journal, other), Journal::None, "{journal}");
+            }
+        }
     }
 
     #[test]

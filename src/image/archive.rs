@@ -86,6 +86,8 @@ impl<R: BufRead> Archive<R> {
         let mut records = self.global.clone();
         let mut long_name = None;
         let mut long_link = None;
+        // Each header may be small, but nothing else says how many there are.
+        let mut extended = 0_u64;
         loop {
             let Some(header) = self.header()? else {
                 if records != self.global || long_name.is_some() || long_link.is_some() {
@@ -93,13 +95,17 @@ impl<R: BufRead> Archive<R> {
                 }
                 return Ok(None);
             };
+            let limit = MAX_HEADER.saturating_sub(extended);
+            if is_extension(&header) {
+                extended = extended.saturating_add(self.content);
+            }
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let data = self.extension(MAX_HEADER)?;
+                    let data = self.extension(limit)?;
                     records.add(&data).or_else(|reason| self.wrong(reason))?;
                 }
                 EntryType::XGlobalHeader => {
-                    let data = self.extension(MAX_HEADER)?;
+                    let data = self.extension(limit)?;
                     let mut global = Records::default();
                     global.add(&data).or_else(|reason| self.wrong(reason))?;
                     if !global.may_be_global() {
@@ -110,8 +116,8 @@ impl<R: BufRead> Archive<R> {
                     self.global = global.clone();
                     records = global;
                 }
-                EntryType::GNULongName => long_name = Some(self.long_name()?),
-                EntryType::GNULongLink => long_link = Some(self.long_name()?),
+                EntryType::GNULongName => long_name = Some(self.long_name(limit)?),
+                EntryType::GNULongLink => long_link = Some(self.long_name(limit)?),
                 _ => return self.entry(&header, records, long_name, long_link).map(Some),
             }
         }
@@ -239,13 +245,7 @@ impl<R: BufRead> Archive<R> {
         if !sum_is_right(&header) {
             return self.wrong("a header's checksum is wrong");
         }
-        if matches!(
-            header.entry_type(),
-            EntryType::XHeader
-                | EntryType::XGlobalHeader
-                | EntryType::GNULongName
-                | EntryType::GNULongLink
-        ) {
+        if is_extension(&header) {
             let size = header.entry_size().or_else(|e| self.wrong(e.to_string()))?;
             self.member(size)?;
         }
@@ -318,8 +318,8 @@ impl<R: BufRead> Archive<R> {
         Ok(data)
     }
 
-    fn long_name(&mut self) -> Result<Vec<u8>, Stop> {
-        let mut name = self.extension(MAX_PATH as u64 + 1)?;
+    fn long_name(&mut self, limit: u64) -> Result<Vec<u8>, Stop> {
+        let mut name = self.extension(limit.min(MAX_PATH as u64 + 1))?;
         if name.last() == Some(&0) {
             name.pop();
         }
@@ -434,6 +434,9 @@ impl<R: BufRead> Archive<R> {
         mut parts: Vec<(u64, u64)>,
         path: &[u8],
     ) -> Result<Kind, Stop> {
+        if parts.len() > MAX_PARTS {
+            return self.wrong(format!("a sparse file of more than {MAX_PARTS} parts"));
+        }
         parts.retain(|&(_, length)| length > 0);
         let mut end = 0_u64;
         let mut stored = 0_u64;
@@ -511,6 +514,17 @@ pub fn is_header(head: &[u8]) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a header says something of the entry that follows.
+fn is_extension(header: &Header) -> bool {
+    matches!(
+        header.entry_type(),
+        EntryType::XHeader
+            | EntryType::XGlobalHeader
+            | EntryType::GNULongName
+            | EntryType::GNULongLink
+    )
 }
 
 fn sum_is_right(header: &Header) -> bool {

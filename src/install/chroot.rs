@@ -38,8 +38,8 @@ const MAX_RAW_LINE: usize = 128 * 1024;
 const MAX_LINES: usize = 5000;
 /// Lines that an error quotes.
 const TAIL: usize = 15;
-/// How long the output is read once the installer is gone: a daemon that it left behind
-/// may hold the pipe for ever.
+/// How long the end of a killed installer is waited for, and its output read once it is gone:
+/// a daemon that it left behind may hold the pipe for ever.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// The installer that the image brings, if any.
@@ -148,18 +148,21 @@ async fn execute(
     }
     let timed_out = status.is_err();
     let status = match status {
-        Ok(status) => status,
-        Err(_) => child.wait().await,
+        Ok(status) => Some(status),
+        // Even a killed process stays while the kernel waits for a disk that does not answer.
+        Err(_) => timeout_at(Instant::now() + AFTERMATH, child.wait())
+            .await
+            .ok(),
     };
     let _ = timeout_at(Instant::now() + AFTERMATH, follow(&output, &mut log)).await;
     let tail = log.finish();
-    if timed_out {
+    let Some(status) = status.filter(|_| !timed_out) else {
         return Err(Error::Deadline {
             installer,
             seconds: deadline.as_secs(),
             tail,
         });
-    }
+    };
     let status = status.map_err(start)?;
     if !status.success() {
         return Err(Error::Failed {

@@ -182,7 +182,7 @@ fn userdata(text: &str) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 /// What an installer may print but nobody shall read: userdata as it was sent and as it is
-/// stored, and the console password.
+/// stored, the key to the VPN, and the console password.
 #[must_use]
 pub fn secrets(facts: &Facts<'_>) -> Vec<SecretString> {
     let sent = &facts.allocation.userdata;
@@ -191,9 +191,12 @@ pub fn secrets(facts: &Facts<'_>) -> Vec<SecretString> {
         SecretString::from(text.as_str())
     });
     let sent = SecretString::from(sent.as_str());
+    let vpn = legacy::field(&facts.allocation.raw, "vpn");
+    let key = legacy::field(vpn, "authKey").as_str();
     [facts.password.clone(), sent]
         .into_iter()
         .chain(stored)
+        .chain(key.map(SecretString::from))
         .collect()
 }
 
@@ -217,12 +220,17 @@ pub(super) mod tests {
     use super::*;
 
     #[test]
-    fn userdata_is_a_secret_in_both_its_forms() {
+    fn userdata_in_both_its_forms_and_the_vpns_key_are_secrets() {
         let secrets = with_facts(secrets);
         let texts: Vec<_> = secrets.iter().map(ExposeSecret::expose_secret).collect();
         assert_eq!(
             texts,
-            ["0123456789", "I2Nsb3VkLWNvbmZpZwo=", "#cloud-config\n"]
+            [
+                "0123456789",
+                "I2Nsb3VkLWNvbmZpZwo=",
+                "#cloud-config\n",
+                "k3y"
+            ]
         );
     }
 

@@ -107,7 +107,7 @@ fn rule(rule: &Value) -> Value {
 }
 
 /// A field of a protobuf JSON message: lowerCamelCase, or the original snake_case name.
-fn field<'a>(message: &'a Value, name: &str) -> &'a Value {
+pub(super) fn field<'a>(message: &'a Value, name: &str) -> &'a Value {
     let snake: String = name
         .chars()
         .flat_map(|c| {

@@ -43,11 +43,21 @@ impl Registered {
     /// The control plane cannot be asked, the journal cannot be read or written, or a disk
     /// could not be wiped.
     pub(super) async fn allocate(self) -> Result<Allocated, Failure> {
-        let journal = self.read_journal()?;
-        tracing::info!("install journal: {journal}");
+        let (read, is_copy) = self.read_journal()?;
+        tracing::info!("install journal: {read}");
         let mut reported_hold = false;
         loop {
-            let standing = self.ask(&journal).await?;
+            let standing = self.ask(&read).await?;
+            let journal = if is_copy {
+                journal::for_standing(&read, standing.as_ref().map(|it| it.uuid))
+            } else {
+                read.clone()
+            };
+            if journal != read {
+                tracing::warn!(
+                    "the copy of the install journal does not name the allocation that stands: it does not count"
+                );
+            }
             let answer = self.answer(standing.as_ref());
             let adopt = self.authorized.settings.policy.adopt.unwrap_or_default();
             let decision = decide(&journal, answer, adopt);
@@ -58,14 +68,16 @@ impl Registered {
                     return Ok(self.allocated(allocation, scope, false, reinstall));
                 }
                 (Decision::Install(scope), Some(allocation)) => {
+                    self.check(&scope)?;
                     return Ok(self.allocated(allocation, scope, true, false));
                 }
                 (Decision::WipeAndWait(scope), _) => {
-                    self.wipe(scope, Occasion::ChangeOfHands).await?;
+                    let disks = self.in_scope(&scope)?;
+                    self.wipe(&disks)?;
                     return self.wait().await;
                 }
                 (Decision::CheckAndWait(scope), _) => {
-                    self.check(scope).await?;
+                    self.check(&scope)?;
                     return self.wait().await;
                 }
                 (Decision::BootDisk, _) => {
@@ -98,16 +110,20 @@ impl Registered {
         }
     }
 
-    fn read_journal(&self) -> Result<Journal, Failure> {
+    /// The journal, and whether it is only the copy on a disk. A stick or a fabric disk says
+    /// nothing of this machine: copies count on disks that it may erase.
+    fn read_journal(&self) -> Result<(Journal, bool), Failure> {
         let efi = &self.authorized.connected.booted.efi;
         if journal::is_present(efi).during(Step::Allocation)? {
-            return journal::read(efi, None).during(Step::Allocation);
+            let journal = journal::read(efi, None).during(Step::Allocation)?;
+            return Ok((journal, false));
         }
-        let disks = disks::discover(Path::new("/sys")).during(Step::Allocation)?;
+        let disks = self.sorted_disks()?.erasable;
         let disks: Vec<_> = disks.into_iter().map(|disk| disk.path).collect();
         let esps: Vec<_> = esp::esps_of(&disks).iter().map(Partition::device).collect();
         let copies = journal::esp_copies(&esps, Path::new(super::ESP_MOUNT));
-        journal::read(efi, journal::agreed(&copies)).during(Step::Allocation)
+        let journal = journal::read(efi, journal::agreed(&copies)).during(Step::Allocation)?;
+        Ok((journal, true))
     }
 
     /// Whether the machine has an allocation: `None` only after a silence that proves it.
@@ -163,26 +179,29 @@ impl Registered {
             wwns: excluded.clone(),
             paths: excluded.clone(),
         };
-        let medium = self.authorized.connected.booted.medium.first();
-        let sorted = eligible::erasable(disks, medium.map(String::as_str), &exclusions);
+        let medium = &self.authorized.connected.booted.medium;
+        let sorted = eligible::erasable(disks, medium.iter().map(String::as_str), &exclusions);
         for (disk, reason) in &sorted.left_alone {
             tracing::info!("{} is left alone: {reason}", disk.path.display());
         }
         Ok(sorted)
     }
 
-    async fn wipe(&self, scope: WipeScope, occasion: Occasion) -> Result<(), Failure> {
-        let efi = &self.authorized.connected.booted.efi;
-        come_back(efi);
-        let disks =
-            scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
+    fn in_scope(&self, scope: &WipeScope) -> Result<ScopedDisks, Failure> {
+        let disks = scope::disks_in_scope(scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
         if disks.disks().is_empty() {
             let why = "this machine has no disk that may be written, so nothing could ever be installed on it; \
                        check disks, controller and policy.exclude_disks";
             return Err(Failure::new(Step::Wipe, why));
         }
+        Ok(disks)
+    }
+
+    fn wipe(&self, disks: &ScopedDisks) -> Result<(), Failure> {
+        let efi = &self.authorized.connected.booted.efi;
+        come_back(efi);
         tracing::info!("wiping {} disks", disks.disks().len());
-        block_in_place(|| self.wipe_disks(&disks, occasion))?;
+        block_in_place(|| self.wipe_disks(disks, Occasion::ChangeOfHands))?;
         journal::write(efi, &Journal::Wiped).during(Step::Wipe)
     }
 
@@ -212,26 +231,16 @@ impl Registered {
         }
     }
 
-    /// Disks that an earlier boot wiped are looked at, and wiped again if something wrote to them.
-    async fn check(&self, scope: WipeScope) -> Result<(), Failure> {
-        let disks =
-            scope::disks_in_scope(&scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
-        let goes_on = self.authorized.settings.policy.wipe_failures == Some(OnFailure::Report);
-        let dirty = match block_in_place(|| wipe::quick_check(&disks)) {
-            Err(error) if goes_on => {
-                tracing::error!("{error}");
-                return self.wipe(scope, Occasion::WipedBefore).await;
-            }
-            other => other.during(Step::Wipe)?,
-        };
-        if dirty.is_empty() {
+    /// Disks that an earlier boot wiped are looked at. Those that carry something are wiped
+    /// again, and those that cannot be read: a wipe unlocks a drive whose erase was cut.
+    fn check(&self, scope: &WipeScope) -> Result<(), Failure> {
+        let disks = self.in_scope(scope)?;
+        let dirty = block_in_place(|| wipe::not_known_empty(&disks));
+        if dirty.disks().is_empty() {
             tracing::info!("{} disks are still empty", disks.disks().len());
             return Ok(());
         }
-        for found in &dirty {
-            tracing::warn!("{found}");
-        }
-        self.wipe(scope, Occasion::WipedBefore).await
+        self.wipe(&dirty)
     }
 
     /// Waits for an allocation, for as long as it takes or until the planned reboot.

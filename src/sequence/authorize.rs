@@ -24,6 +24,8 @@ use crate::net::{Path, Preference, Target};
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+/// Tokens in a row that are refused as soon as they come: another one would be, too.
+const RENEWALS: u32 = 3;
 /// A path that connects, but brings no answer for this long, gives way to the others.
 const ONE_PATH: Duration = Duration::from_secs(45);
 
@@ -177,15 +179,20 @@ impl Connected {
 }
 
 impl Authorized {
-    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed.
+    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed,
+    /// [`RENEWALS`] times.
     pub(super) async fn probe(
         &self,
         silence: Duration,
         waits: u32,
     ) -> Result<Option<Allocation>, Failure> {
+        let mut renewals = 0;
         loop {
             match self.apiserver.probe(silence, waits).await {
-                Err(error) if error.is_unauthenticated() => self.renew_token(&error).await?,
+                Err(error) if error.is_unauthenticated() && renewals < RENEWALS => {
+                    renewals += 1;
+                    self.renew_token(&error).await?;
+                }
                 result => return result.during(Step::Allocation),
             }
         }

@@ -79,19 +79,12 @@ impl Booted {
     }
 }
 
-/// Reads `metal.config` from the medium. A medium that is gone, or a file that makes no
-/// sense, does not end the boot: the kernel command line may hold all that is needed.
+/// Reads `metal.config` from the medium. A file that makes no sense does not end the boot: the
+/// kernel command line may hold all that is needed. A medium that is gone, or cannot be read,
+/// does: it may exclude disks from being written, and be a disk itself.
 fn read_medium(label: &str) -> Result<(Layer, Vec<String>), Failure> {
     let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
-    let medium = match medium::read(sys, dev, label, Path::new(MEDIUM_MOUNT)) {
-        Ok(medium) => medium,
-        Err(error @ medium::MediumError::Missing { .. }) => {
-            tracing::warn!("{error} Going on with the kernel command line alone");
-            return Ok(Default::default());
-        }
-        // It is there and says something; not knowing what is no licence to go on.
-        Err(error) => return Err(error).during(Step::Start),
-    };
+    let medium = medium::read(sys, dev, label, Path::new(MEDIUM_MOUNT)).during(Step::Start)?;
     tracing::info!("boot medium {label} is {}", medium.names.join(", "));
     let Some(config) = medium.config else {
         tracing::warn!(

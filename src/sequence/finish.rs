@@ -7,6 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::allocate::Allocated;
+use super::come_back;
 use super::failure::{During, Failure, Step};
 use crate::control::api::EventType;
 use crate::control::apiserver::Completion;
@@ -46,6 +47,7 @@ impl Installed {
         if let Err(failure) = self.report().await {
             // The control plane still takes the install for unfinished; so does the next boot.
             let efi = &self.allocated.registered.authorized.connected.booted.efi;
+            come_back(efi);
             journal::write(efi, &self.allocated.begun()).during(Step::Report)?;
             return Err(failure);
         }

@@ -1,5 +1,7 @@
 //! Allocated -> Installed: disks laid out, image streamed and verified, OS made bootable.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -106,8 +108,9 @@ impl Allocated {
         self.copy_journal(&target, &self.done())?;
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
-        boot::clear_next(efi).during(Step::BootEntry)?;
+        // In this order: a cut between the two leads back here, to a journal that boots the disk.
         journal::write(efi, &self.done()).during(Step::BootEntry)?;
+        boot::clear_next(efi).during(Step::BootEntry)?;
         Ok(kernel)
     }
 
@@ -304,14 +307,34 @@ fn unmount_below(root: &Path) {
 }
 
 /// The mount points at and below `root`, in the order of `/proc/self/mounts`, which is that
-/// of mounting. The agent mounts at paths without white space only, so nothing is escaped.
+/// of mounting.
 fn mounts_below(mounts: &str, root: &Path) -> Vec<PathBuf> {
     mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(1))
-        .map(PathBuf::from)
+        .map(unescaped)
         .filter(|path| path.starts_with(root))
         .collect()
+}
+
+/// A field of `/proc/self/mounts`, where space, tab, newline and backslash are three octal
+/// digits after a backslash (kernel, `fs/proc_namespace.c`, `mangle`).
+fn unescaped(field: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let (byte, left) = match byte {
+            Some(byte) if first == b'\\' => (byte, &after[3..]),
+            _ => (first, after),
+        };
+        bytes.push(byte);
+        rest = left;
+    }
+    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -327,5 +350,20 @@ mod tests {
             below,
             [Path::new("/mnt/root"), Path::new("/mnt/root/boot/efi")]
         );
+    }
+
+    #[test]
+    fn mount_points_are_read_as_the_kernel_writes_them() {
+        for (field, path) in [
+            ("/mnt/root/a\\040b", "/mnt/root/a b"),
+            ("/mnt/root/\\011\\012\\134", "/mnt/root/\t\n\\"),
+            ("/mnt/root/\\134040", "/mnt/root/\\040"),
+            ("/mnt/root/040\\", "/mnt/root/040\\"),
+            ("/mnt/root/\\999\\04", "/mnt/root/\\999\\04"),
+        ] {
+            let mounts = format!("tmpfs {field} tmpfs rw 0 0\n");
+            let below = mounts_below(&mounts, Path::new("/mnt/root"));
+            assert_eq!(below, [Path::new(path)], "{field}");
+        }
     }
 }

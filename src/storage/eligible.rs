@@ -60,14 +60,19 @@ pub struct Sorted {
     pub left_alone: Vec<(Disk, Reason)>,
 }
 
-/// Sorts `disks`. `boot_medium` is what the machine was booted from, a disk or one of
+/// Sorts `disks`. `boot_medium` is what the machine was booted from, each a disk or one of
 /// its partitions, as kernel name, device node or `major:minor`.
 #[must_use]
-pub fn erasable(disks: Vec<Disk>, boot_medium: Option<&str>, exclusions: &Exclusions) -> Sorted {
+pub fn erasable<'m>(
+    disks: Vec<Disk>,
+    boot_medium: impl IntoIterator<Item = &'m str>,
+    exclusions: &Exclusions,
+) -> Sorted {
+    let boot_medium: Vec<&str> = boot_medium.into_iter().collect();
     let on_their_own: Vec<Option<Reason>> = disks
         .iter()
         .map(|disk| {
-            if boot_medium.is_some_and(|medium| is_on(disk, medium)) {
+            if boot_medium.iter().any(|medium| is_on(disk, medium)) {
                 Some(Reason::BootMedium)
             } else {
                 keep_out(disk, exclusions)
@@ -268,6 +273,10 @@ mod tests {
         }
         let sorted = erasable(vec![disk("sda", 1)], Some("sr0"), &Exclusions::default());
         assert_eq!(sorted.erasable.len(), 1);
+        let disks = ["sda", "sdb", "sdc"].map(|name| disk(name, 1 << 30));
+        let sorted = erasable(disks.to_vec(), ["sda1", "sdc"], &Exclusions::default());
+        assert_eq!(sorted.left_alone.len(), 2);
+        assert_eq!(sorted.erasable[0].name, "sdb");
     }
 
     #[test]

@@ -37,6 +37,23 @@ impl Rung {
     pub fn leaves_zeros(self) -> bool {
         matches!(self, Self::Discard | Self::ZeroOut | Self::Overwrite)
     }
+
+    /// Whether the drive erases itself: it may do so even while it takes no writes, locked or
+    /// after a failed Sanitize.
+    #[must_use]
+    pub fn is_the_drives_own(self) -> bool {
+        matches!(
+            self,
+            Self::NvmeSanitizeCrypto
+                | Self::NvmeSanitizeBlock
+                | Self::NvmeFormatCrypto
+                | Self::NvmeFormatData
+                | Self::AtaEraseEnhanced
+                | Self::AtaErase
+                | Self::ScsiSanitizeCrypto
+                | Self::ScsiSanitizeBlock
+        )
+    }
 }
 
 impl fmt::Display for Rung {

@@ -103,7 +103,9 @@ pub fn format(nvme: &Nvme, erase: Erase) -> AdminCommand {
     }
 }
 
-/// Sanitize (5.24); it ends in the background. AUSE stays clear: a failure must be seen.
+/// Sanitize (5.24); it ends in the background. AUSE (dword 10, bit 3): only what failed in
+/// unrestricted mode can be left again with [`exit_failure_mode`]; the log page tells of a
+/// failure in either.
 #[must_use]
 pub fn sanitize(erase: Erase) -> AdminCommand {
     let action = match erase {
@@ -112,7 +114,7 @@ pub fn sanitize(erase: Erase) -> AdminCommand {
     };
     AdminCommand {
         opcode: 0x84,
-        cdw10: action,
+        cdw10: action | 1 << 3,
         timeout_ms: SHORT_MS,
         ..AdminCommand::default()
     }
@@ -298,8 +300,8 @@ pub(super) mod tests {
         );
         assert_eq!(bytes(format(&nvme, Erase::Data)), [0x80, 1, 0, 0x201, 0]);
         assert_eq!(bytes(format(&nvme, Erase::Crypto)), [0x80, 1, 0, 0x401, 0]);
-        assert_eq!(bytes(sanitize(Erase::Data)), [0x84, 0, 0, 2, 0]);
-        assert_eq!(bytes(sanitize(Erase::Crypto)), [0x84, 0, 0, 4, 0]);
+        assert_eq!(bytes(sanitize(Erase::Data)), [0x84, 0, 0, 0b1010, 0]);
+        assert_eq!(bytes(sanitize(Erase::Crypto)), [0x84, 0, 0, 0b1100, 0]);
         assert_eq!(bytes(exit_failure_mode()), [0x84, 0, 0, 1, 0]);
     }
 

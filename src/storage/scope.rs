@@ -35,6 +35,16 @@ impl ScopedDisks {
         &self.disks
     }
 
+    /// Fewer of the same disks.
+    #[must_use]
+    pub fn only(&self, mut wanted: impl FnMut(&Disk) -> bool) -> Self {
+        let disks = self.disks.iter().filter(|disk| wanted(disk)).cloned();
+        Self {
+            extent: self.extent,
+            disks: disks.collect(),
+        }
+    }
+
     #[must_use]
     pub fn contains(&self, disk: &Disk) -> bool {
         self.disks.iter().any(|scoped| scoped.dev == disk.dev)

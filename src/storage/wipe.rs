@@ -182,18 +182,34 @@ impl fmt::Display for Dirty {
 /// # Errors
 /// When a disk cannot be read.
 pub fn quick_check(scoped: &ScopedDisks) -> Result<Vec<Dirty>, device::Error> {
-    let mut dirty = Vec::new();
-    for disk in scoped.disks() {
-        let file = device::open_to_read(disk)?;
-        let found = signatures::find(&file, &(0..disk.size)).map_err(failed("read", &disk.path))?;
-        if !found.is_empty() {
-            dirty.push(Dirty {
-                disk: disk.clone(),
-                found,
-            });
+    let checked = scoped.disks().iter().map(check_disk);
+    checked.filter_map(Result::transpose).collect()
+}
+
+fn check_disk(disk: &Disk) -> Result<Option<Dirty>, device::Error> {
+    let file = device::open_to_read(disk)?;
+    let found = signatures::find(&file, &(0..disk.size)).map_err(failed("read", &disk.path))?;
+    Ok((!found.is_empty()).then(|| Dirty {
+        disk: disk.clone(),
+        found,
+    }))
+}
+
+/// The disks in scope that are not known to be as a wipe left them: they carry something, or
+/// cannot be read, as a drive that a cut erase left locked. Writes nothing.
+#[must_use]
+pub fn not_known_empty(scoped: &ScopedDisks) -> ScopedDisks {
+    scoped.only(|disk| match check_disk(disk) {
+        Ok(None) => false,
+        Ok(Some(dirty)) => {
+            tracing::warn!("{dirty}");
+            true
         }
-    }
-    Ok(dirty)
+        Err(error) => {
+            tracing::warn!("{error}");
+            true
+        }
+    })
 }
 
 /// Removes every mark from a partition that was just made: an older table may have had a
@@ -274,6 +290,12 @@ mod tests {
         };
         let scope = crate::storage::testing::every_disk();
         let scoped = crate::storage::scope::disks_in_scope(&scope, &sorted, None).unwrap();
+        // What cannot be read is not taken for empty.
+        assert!(quick_check(&scoped).is_err());
+        assert_eq!(not_known_empty(&scoped), scoped);
+        let one = scoped.only(|disk| disk.name == "sdb");
+        assert_eq!((one.disks().len(), one.extent()), (1, scoped.extent()));
+        assert_eq!(one.disks()[0].name, "sdb");
         let error = wipe(&scoped, Depth::Quick).unwrap_err();
         let text = error.to_string();
         assert_eq!((error.wiped.len(), error.failed.len()), (0, 2));

@@ -96,7 +96,7 @@ fn wipe_open(
         for why in left_out {
             tracing::info!(disk = %path.display(), "{why}");
         }
-        let held = climb(drive, file, disk, &rungs, &mut tried)?;
+        let held = climb(drive, file, disk, &rungs, &mut tried);
         verified += held.map_or(0, |(_, samples)| samples);
         rung = match held {
             Some((rung, _)) => rung,
@@ -137,17 +137,17 @@ fn climb(
     disk: &Disk,
     rungs: &[Rung],
     tried: &mut Vec<Failed>,
-) -> Result<Option<(Rung, u64)>, DiskError> {
+) -> Option<(Rung, u64)> {
     let samples = samples(disk.size);
     for rung in rungs {
-        let stamped =
-            stamp(file, &samples).map_err(failed("write a test pattern to", &disk.path))?;
-        let result = drive
-            .erase(*rung)
-            .and_then(|()| device::flush(file))
-            .and_then(|()| prove(file, &stamped, rung.leaves_zeros()));
+        let result = stamp_or_revive(drive, file, &samples, *rung).and_then(|stamped| {
+            drive.erase(*rung)?;
+            device::flush(file)?;
+            prove(file, &stamped, rung.leaves_zeros())?;
+            Ok(stamped.len() as u64)
+        });
         match result {
-            Ok(()) => return Ok(Some((*rung, stamped.len() as u64))),
+            Ok(proofs) => return Some((*rung, proofs)),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(error) => {
                 let failed = Failed {
@@ -159,7 +159,31 @@ fn climb(
             }
         }
     }
-    Ok(None)
+    None
+}
+
+/// Stamps. A disk that takes no writes may take them once it has erased itself; what it erased
+/// unstamped proves nothing, so the rung is taken again after that.
+fn stamp_or_revive(
+    drive: &impl Drive,
+    file: &File,
+    samples: &[u64],
+    rung: Rung,
+) -> io::Result<Vec<u64>> {
+    let refused = match stamp(file, samples) {
+        Ok(stamped) => return Ok(stamped),
+        Err(error) => io::Error::other(format!("cannot write a test pattern: {error}")),
+    };
+    if !rung.is_the_drives_own() {
+        return Err(refused);
+    }
+    tracing::warn!("{refused}; taking {rung} unproven first");
+    drive.erase(rung)?;
+    stamp(file, samples).map_err(|error| {
+        io::Error::other(format!(
+            "cannot write a test pattern even after it: {error}"
+        ))
+    })
 }
 
 /// Writes the pattern to the samples. Answers those that hold it: a bad block is no sample,

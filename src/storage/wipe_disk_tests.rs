@@ -258,7 +258,32 @@ fn a_disk_that_refuses_writes_is_an_error() {
         let (done, _) = wiped(&read_only, &disk, depth, |_| Some(Ok(())));
         let error = done.unwrap_err().to_string();
         assert!(error.contains("/dev/sda"), "{error}");
+        if depth == Depth::Secure {
+            assert!(error.contains("cannot write a test pattern"), "{error}");
+        }
     }
+}
+
+/// A locked drive, or one after a failed Sanitize: it takes no write until it has erased itself.
+#[test]
+fn a_disk_that_takes_no_writes_is_asked_to_erase_itself_and_then_proven() {
+    let (file, disk) = used();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let locked = File::open(format!("/proc/self/fd/{fd}")).unwrap();
+    let erases = std::cell::Cell::new(0);
+    let (done, asked) = wiped(&locked, &disk, Depth::Secure, |rung| {
+        (rung == Rung::ScsiSanitizeBlock).then(|| {
+            erases.set(erases.get() + 1);
+            let open = std::os::fd::AsRawFd::as_raw_fd(&locked);
+            // SAFETY: both descriptors are open, and `locked` goes on owning its number.
+            nix::errno::Errno::result(unsafe { libc::dup2(fd, open) })?;
+            zero(&file, &(0..SIZE))
+        })
+    });
+    let done = done.unwrap();
+    assert_eq!((done.rung, erases.get()), (Rung::ScsiSanitizeBlock, 2));
+    assert_eq!(asked, [Rung::ScsiSanitizeBlock; 2]);
+    assert!(done.verified > SAMPLES && done.failed.is_empty());
 }
 
 #[test]

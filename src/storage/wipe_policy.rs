@@ -26,18 +26,16 @@ pub enum OnFailure {
 /// Why there is a wipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
-    /// The machine comes in, changes hands, or was cut in the middle of that.
+    /// The machine comes in, changes hands, or was cut in the middle of that; or a disk that
+    /// should be empty is not, for somebody may have put a used one in.
     ChangeOfHands,
-    /// The disks were wiped by an earlier boot, and something wrote to them since.
-    WipedBefore,
     /// The same tenant's OS is installed again.
     Reinstall,
     /// An install failed: nothing must boot from what it left.
     Spoiled,
 }
 
-/// How deep a wipe goes. A disk of 20 TB must not be zeroed with every boot of an idle
-/// machine, nor for the tenant whose data it holds.
+/// How deep a wipe goes. A disk of 20 TB must not be zeroed for the tenant whose data it holds.
 #[must_use]
 pub fn depth(said: Option<Thoroughness>, occasion: Occasion) -> Depth {
     match (occasion, said) {
@@ -45,7 +43,7 @@ pub fn depth(said: Option<Thoroughness>, occasion: Occasion) -> Depth {
         (_, Some(Thoroughness::Secure)) => Depth::Secure,
         (_, Some(Thoroughness::Quick)) => Depth::Quick,
         (Occasion::ChangeOfHands, None) => Depth::Secure,
-        (Occasion::WipedBefore | Occasion::Reinstall, None) => Depth::Quick,
+        (Occasion::Reinstall, None) => Depth::Quick,
     }
 }
 
@@ -99,10 +97,9 @@ mod tests {
 
     #[test]
     fn how_deep_on_which_occasion() {
-        use Occasion::{ChangeOfHands, Reinstall, Spoiled, WipedBefore};
+        use Occasion::{ChangeOfHands, Reinstall, Spoiled};
         let table = [
             (ChangeOfHands, [Depth::Secure, Depth::Secure, Depth::Quick]),
-            (WipedBefore, [Depth::Quick, Depth::Secure, Depth::Quick]),
             (Reinstall, [Depth::Quick, Depth::Secure, Depth::Quick]),
             (Spoiled, [Depth::Marks, Depth::Marks, Depth::Marks]),
         ];

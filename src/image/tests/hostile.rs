@@ -141,6 +141,38 @@ fn damaged_archives_are_not_taken_for_whole_ones() {
             "extended header of 5000",
         ),
         (
+            "many pax headers",
+            archive(&vec![pax(&[("SCHILY.xattr.user.x", &[b'x'; 65_000])]); 20]),
+            "extended header of",
+        ),
+        (
+            "many long names",
+            archive(&vec![
+                member(
+                    b"p",
+                    EntryType::GNULongName,
+                    b"",
+                    &[b'x'; 4000]
+                );
+                300
+            ]),
+            "extended header of 4000",
+        ),
+        (
+            "many parts",
+            archive(&[
+                pax(&[
+                    ("GNU.sparse.size", b"1"),
+                    (
+                        "GNU.sparse.map",
+                        "0,0,".repeat(100_001).trim_end_matches(',').as_bytes(),
+                    ),
+                ]),
+                file(b"s", b""),
+            ]),
+            "more than 100000 parts",
+        ),
+        (
             "global path",
             archive(&[member(b"g", EntryType::XGlobalHeader, b"", b"8 path=a\n")]),
             "pax record",
