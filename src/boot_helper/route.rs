@@ -75,10 +75,7 @@ mod tests {
             ("/metalstack.x/boot.ipxe", Route::Script),
             ("/static/boot.ipxe", Route::Static),
             ("/image/a/boot.ipxe", Route::Image),
-            (
-                "/metalstack.infra.v2.BootService/boot.ipxe",
-                Route::Proxy,
-            ),
+            ("/metalstack.infra.v2.BootService/boot.ipxe", Route::Proxy),
             ("/metalstack.infra.v2.BootService/Wait", Route::Proxy),
             ("/metalstack.admin.v2.TokenService/Create", Route::Proxy),
             ("/static/vmlinuz", Route::Static),
