@@ -70,8 +70,11 @@ async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) -> bool 
     let mut links = network.watch();
     let gone = async {
         loop {
-            // The sender lives in `network`.
-            let _ = links.wait_for(|table| !path.is_sound(table)).await;
+            let unsound = links.wait_for(|table| !path.is_sound(table)).await.is_ok();
+            if !unsound {
+                // Nobody is left who could tell of a change.
+                std::future::pending::<()>().await;
+            }
             let back = links.wait_for(|table| path.is_sound(table));
             if timeout(GRACE, back).await.is_err() {
                 return;
