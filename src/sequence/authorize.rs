@@ -1,5 +1,6 @@
 //! Connected -> Authorized: the boot helper's answer, and with it a token.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::control::http::{self, Trust};
 use crate::control::line::Line;
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
-use crate::net::{Path, Preference, Target};
+use crate::net::{Link, Path, Preference, Target};
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
@@ -156,6 +157,7 @@ impl Connected {
             match fetched.await {
                 Ok(fetched) => break (path, fetched),
                 Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
+        let mut tried = BTreeSet::new();
                     tracing::warn!("{path}: {error}; looking for another path");
                     preference.last = Some(path.candidate.index);
                 }
@@ -173,6 +175,18 @@ impl Connected {
             offset: fetched.clock_offset,
             path: Some(path),
         })
+                Err(error) if error.depends_on_source() => {
+                    tried.insert(path.candidate.index);
+                    let links = self.network.links();
+                    let Some(next) = untried(&links, &tried) else {
+                        return Err(error).during(Step::BootHelper);
+                    };
+                    tracing::warn!("{path}: {error}; asking over another link");
+                    // Once: it need not win.
+                    tried.insert(next);
+                    preference.first = Some(next);
+                    preference.last = Some(path.candidate.index);
+                }
     }
 }
 
@@ -247,6 +261,14 @@ fn clients(settings: &Settings) -> [Make; 2] {
     let only = match trust(settings) {
         Trust::Only(ca) => Some(ca.to_owned()),
         Trust::Public | Trust::PublicAnd(_) => None,
+/// A link over which the boot helper has not been asked.
+fn untried(links: &[Link], tried: &BTreeSet<u32>) -> Option<u32> {
+    let mut usable = links.iter().filter(|link| link.usable() && !link.is_bmc());
+    usable
+        .find(|link| !tried.contains(&link.index))
+        .map(|link| link.index)
+}
+
     };
     let ca = settings.ca_cert.as_ref().map(|ca| ca.value.clone());
     [
