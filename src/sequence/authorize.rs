@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::clock;
+use super::clock::{self, Ntp};
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
 use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
@@ -34,6 +34,9 @@ pub struct Authorized {
     pub(super) settings: Settings,
     pub(super) apiserver: Apiserver,
     pub(super) downloads: Line,
+    /// How far the clock was off by a server that nobody named; for the hardware clock, once
+    /// the apiserver has answered over TLS.
+    pub(super) guessed: Option<SignedDuration>,
     /// Moves apiserver and downloads to another path when theirs breaks.
     _keeper: JoinSet<()>,
 }
@@ -45,6 +48,8 @@ struct Asked {
     offset: Option<SignedDuration>,
     /// The path it was said over; none where there is no helper.
     path: Option<Path>,
+    /// How far the clock was off by a server that nobody named.
+    guessed: Option<SignedDuration>,
 }
 
 impl Connected {
@@ -54,13 +59,19 @@ impl Connected {
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
     pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
-        let Asked { settings, path, .. } = self.configure().await?;
+        let Asked {
+            settings,
+            path,
+            guessed,
+            ..
+        } = self.configure().await?;
         (self.booted.verbosity)(settings.debug);
         self.booted.lifeline.follow(&settings.policy);
         for line in settings.summary() {
             tracing::info!("{line}");
         }
         let (base, token) = endpoint(&settings)?;
+        let guessed = guessed.filter(|_| base.url.scheme() == "https");
         let target = Target::of(&base.url, base.zone.as_deref()).during(Step::BootHelper)?;
         let path = match path {
             Some(path) => path,
@@ -90,6 +101,7 @@ impl Connected {
             settings,
             apiserver,
             downloads,
+            guessed,
             _keeper: keeper,
         })
     }
@@ -102,15 +114,20 @@ impl Connected {
         let helper = local.boot_helper_url.as_ref();
         let tls = helper.is_none_or(|base| base.value.url.scheme() == "https");
         let network = &self.network;
-        let known = tls && clock::set_by_ntp(network, &local.ntp_servers).await;
-        let asked = self.ask_helper().await?;
+        let mut given = Ntp::Nobody;
+        if tls {
+            given = clock::set_by_ntp(network, &local.ntp_servers).await;
+        }
+        let mut asked = self.ask_helper().await?;
         let servers = &asked.settings.ntp_servers;
         let asked_all = tls && *servers == local.ntp_servers;
-        if known || !asked_all && clock::set_by_ntp(network, servers).await {
-            return Ok(asked);
+        if given == Ntp::Nobody && !asked_all {
+            given = clock::set_by_ntp(network, servers).await;
         }
-        if let Some(offset) = asked.offset {
-            clock::set_by_date(offset);
+        match (given, asked.offset) {
+            (Ntp::Guessed(offset), _) => asked.guessed = Some(offset),
+            (Ntp::Nobody, Some(offset)) => clock::set_by_date(offset),
+            _ => {}
         }
         Ok(asked)
     }
@@ -124,6 +141,7 @@ impl Connected {
                     settings: local,
                     offset: None,
                     path: None,
+                    guessed: None,
                 });
             }
             let why = "no boot helper URL; set boot_helper_url in boot/metal.config of the medium, \
@@ -139,6 +157,7 @@ impl Connected {
         let target = Target::of(url, zone.as_deref()).during(Step::BootHelper)?;
         let deadline = Instant::now() + local.policy.boot_helper_timeout();
         let mut preference = Preference::default();
+        let mut tried = BTreeSet::new();
         let (path, fetched) = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let raced = self.network.race(&target, preference, left).await;
@@ -156,8 +175,19 @@ impl Connected {
             );
             match fetched.await {
                 Ok(fetched) => break (path, fetched),
+                Err(error) if error.depends_on_source() => {
+                    tried.insert(path.candidate.index);
+                    let links = self.network.links();
+                    let Some(next) = untried(&links, &tried) else {
+                        return Err(error).during(Step::BootHelper);
+                    };
+                    tracing::warn!("{path}: {error}; asking over another link");
+                    // Once: it need not win.
+                    tried.insert(next);
+                    preference.first = Some(next);
+                    preference.last = Some(path.candidate.index);
+                }
                 Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
-        let mut tried = BTreeSet::new();
                     tracing::warn!("{path}: {error}; looking for another path");
                     preference.last = Some(path.candidate.index);
                 }
@@ -174,19 +204,8 @@ impl Connected {
             settings: Settings::from_layers(layers),
             offset: fetched.clock_offset,
             path: Some(path),
+            guessed: None,
         })
-                Err(error) if error.depends_on_source() => {
-                    tried.insert(path.candidate.index);
-                    let links = self.network.links();
-                    let Some(next) = untried(&links, &tried) else {
-                        return Err(error).during(Step::BootHelper);
-                    };
-                    tracing::warn!("{path}: {error}; asking over another link");
-                    // Once: it need not win.
-                    tried.insert(next);
-                    preference.first = Some(next);
-                    preference.last = Some(path.candidate.index);
-                }
     }
 }
 
@@ -242,6 +261,14 @@ impl Authorized {
     }
 }
 
+/// A link over which the boot helper has not been asked.
+fn untried(links: &[Link], tried: &BTreeSet<u32>) -> Option<u32> {
+    let mut usable = links.iter().filter(|link| link.usable() && !link.is_bmc());
+    usable
+        .find(|link| !tried.contains(&link.index))
+        .map(|link| link.index)
+}
+
 /// Whom to believe at boot helper and apiserver.
 fn trust(settings: &Settings) -> Trust<'_> {
     let pinned = settings
@@ -261,14 +288,6 @@ fn clients(settings: &Settings) -> [Make; 2] {
     let only = match trust(settings) {
         Trust::Only(ca) => Some(ca.to_owned()),
         Trust::Public | Trust::PublicAnd(_) => None,
-/// A link over which the boot helper has not been asked.
-fn untried(links: &[Link], tried: &BTreeSet<u32>) -> Option<u32> {
-    let mut usable = links.iter().filter(|link| link.usable() && !link.is_bmc());
-    usable
-        .find(|link| !tried.contains(&link.index))
-        .map(|link| link.index)
-}
-
     };
     let ca = settings.ca_cert.as_ref().map(|ca| ca.value.clone());
     [

@@ -52,6 +52,9 @@ impl Authorized {
             .send_event(EventType::Preparing, super::PROGRAM)
             .await
             .during(Step::Registration)?;
+        if let Some(offset) = self.guessed {
+            crate::clock::keep(offset);
+        }
         let super_user_password = apiserver
             .super_user_password()
             .await
@@ -128,9 +131,6 @@ impl Authorized {
     }
 }
 
-/// The neighbours of each link, as `Register` wants them.
-fn by_link(neighbours: &[PortNeighbour]) -> Vec<(String, Vec<Nic>)> {
-    let mut links: BTreeMap<&str, Vec<Nic>> = BTreeMap::new();
 async fn within<T>(
     limit: Duration,
     inspected: JoinHandle<Result<T, Failure>>,
@@ -149,6 +149,9 @@ async fn within<T>(
     }
 }
 
+/// The neighbours of each link, as `Register` wants them.
+fn by_link(neighbours: &[PortNeighbour]) -> Vec<(String, Vec<Nic>)> {
+    let mut links: BTreeMap<&str, Vec<Nic>> = BTreeMap::new();
     for neighbour in neighbours {
         links
             .entry(&neighbour.interface)
