@@ -17,8 +17,8 @@ use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
 use crate::control::boot_helper_client;
 use crate::control::error::Error;
-use crate::control::http::{self, Trust};
-use crate::control::line::Line;
+use crate::control::http::{self, Route, Trust};
+use crate::control::line::{Line, Ways};
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
 use crate::net::{Link, Path, Preference, Target};
@@ -33,7 +33,7 @@ pub struct Authorized {
     pub(super) connected: Connected,
     pub(super) settings: Settings,
     pub(super) apiserver: Apiserver,
-    pub(super) downloads: Line,
+    pub(super) downloads: Ways,
     /// How far the clock was off by a server that nobody named; for the hardware clock, once
     /// the apiserver has answered over TLS.
     pub(super) guessed: Option<SignedDuration>,
@@ -82,14 +82,18 @@ impl Connected {
             }
         };
         let route = uplink::route(&self.network, &path);
-        let [control, downloads] =
+        let [control, bound, free] =
             clients(&settings).map(|make| make(&route).map(|client| (Line::from(client), make)));
         let lines = [
             control.during(Step::BootHelper)?,
-            downloads.during(Step::BootHelper)?,
+            bound.during(Step::BootHelper)?,
+            free.during(Step::BootHelper)?,
         ];
-        let [(control, _), (downloads, _)] = &lines;
-        let downloads = downloads.clone();
+        let [(control, _), (bound, _), (free, _)] = &lines;
+        let downloads = Ways {
+            bound: bound.clone(),
+            free: free.clone(),
+        };
         let apiserver = Apiserver::new(&base.url, token, self.booted.machine, control.clone())
             .during(Step::BootHelper)?;
         self.booted.lifeline.report_to(&apiserver);
@@ -283,21 +287,31 @@ fn trust(settings: &Settings) -> Trust<'_> {
     }
 }
 
-/// How the clients for apiserver and downloads are made.
-fn clients(settings: &Settings) -> [Make; 2] {
+/// How the clients for the apiserver, for downloads over the same link, and for downloads over
+/// any are made.
+fn clients(settings: &Settings) -> [Make; 3] {
     let only = match trust(settings) {
         Trust::Only(ca) => Some(ca.to_owned()),
         Trust::Public | Trust::PublicAnd(_) => None,
     };
     let ca = settings.ca_cert.as_ref().map(|ca| ca.value.clone());
+    let download = move |route: &Route| {
+        let trust = ca.as_deref().map_or(Trust::Public, Trust::PublicAnd);
+        http::download_client_on(trust, route)
+    };
+    let bound = download.clone();
     [
         Box::new(move |route| {
             let trust = only.as_deref().map_or(Trust::Public, Trust::Only);
             http::control_client_on(trust, route)
         }),
+        Box::new(bound),
         Box::new(move |route| {
-            let trust = ca.as_deref().map_or(Trust::Public, Trust::PublicAnd);
-            http::download_client_on(trust, route)
+            let names = route.names.clone();
+            download(&Route {
+                names,
+                ..Route::default()
+            })
         }),
     ]
 }
