@@ -137,19 +137,25 @@ impl<T: Transport> Survey<T> {
                 return report;
             }
         };
+        // First the one that the control plane cannot do without: there may be one number left,
+        // and little time.
+        let made = machine_user(&mut talk, &mut users, lan.channel, wanted.user);
+        let password = match made {
+            Ok((password, verified)) => {
+                report.keep(Ok(verified), wanted.user);
+                Some(password)
+            }
+            Err(error) => {
+                report.faults.push(error);
+                None
+            }
+        };
         if let Some(password) = wanted.super_user_password {
             let made = super_user(&mut talk, &mut users, lan.channel, wanted, password);
             report.keep(made, wanted.super_user);
         }
-        let password = match machine_user(&mut talk, &mut users, lan.channel, wanted.user) {
-            Ok((password, verified)) => {
-                report.keep(Ok(verified), wanted.user);
-                password
-            }
-            Err(error) => {
-                report.faults.push(error);
-                return report;
-            }
+        let Some(password) = password else {
+            return report;
         };
         let open = talk
             .ask(&command::channel_access(lan.channel))

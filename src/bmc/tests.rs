@@ -80,6 +80,20 @@ fn the_super_user_is_set_up_beside_the_machines_user_and_only_when_asked() {
 }
 
 #[test]
+fn the_last_free_number_is_the_machines_users() {
+    let mut bmc = FakeBmc::good();
+    for (number, user) in bmc.users.iter_mut().enumerate().skip(3) {
+        user.name = format!("user{number}");
+    }
+    let secret = SecretString::from("sup3r-s3cret");
+    let report = secured(bmc, &wanted(Some(&secret)));
+    let faults = texts(&report.faults);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("is called root"), "{faults:?}");
+    assert!(report.bmc.is_some());
+}
+
+#[test]
 fn a_super_user_that_cannot_be_is_a_fault_and_the_machines_user_is_made() {
     let long = SecretString::from("0123456789abcdefghijk");
     let short = SecretString::from("short");

@@ -46,6 +46,13 @@ impl Users {
             .find(|(id, taken)| id.0 >= first && taken.is_empty())
             .map(|(id, _)| Slot::Free(*id))
     }
+
+    /// Remembers whose a number is.
+    fn take(&mut self, id: UserId, name: &str) {
+        if let Some((_, taken)) = self.names.iter_mut().find(|(number, _)| *number == id) {
+            name.clone_into(taken);
+        }
+    }
 }
 
 /// A user's name that every BMC takes: 1 to 16 letters, digits, `-`, `_` and `.`.
@@ -114,6 +121,9 @@ pub fn ensure<T: Transport>(
         Some(Slot::Own(id)) => id,
         Some(Slot::Free(id)) => {
             talk.ask(&command::set_user_name(id, name))?;
+            // Now, whatever fails after it: another attempt sets no second name, and no other
+            // user gets this number.
+            users.take(id, name);
             id
         }
         None => {
@@ -127,9 +137,6 @@ pub fn ensure<T: Transport>(
     talk.ask(&command::make_administrator(channel, id))?;
     talk.ask(&command::enable_user(id))?;
     confirm(talk, channel, id, name)?;
-    if let Some((_, taken)) = users.names.iter_mut().find(|(number, _)| *number == id) {
-        name.clone_into(taken);
-    }
     Ok(verified)
 }
 

@@ -219,6 +219,20 @@ fn what_a_bmc_says_and_does_not_do_is_found_out() {
 }
 
 #[test]
+fn a_name_that_was_set_keeps_its_number_when_the_rest_fails() {
+    let mut talk = Talk::impatient(quirky(Quirks {
+        // In both sizes.
+        refuses_passwords: 2,
+        ..Quirks::default()
+    }));
+    let mut users = list(&mut talk, 1).unwrap();
+    let secret = SecretString::from("s3cretPassw0rd");
+    assert!(ensure(&mut talk, &mut users, 1, "metal", &secret).is_err());
+    assert_eq!(users.slot("metal"), Some(Slot::Own(UserId(3))));
+    assert_eq!(users.slot("root"), Some(Slot::Free(UserId(4))));
+}
+
+#[test]
 fn free_numbers_without_an_answer_are_free() {
     for code in [0xcb, 0xcc] {
         let quirks = Quirks {

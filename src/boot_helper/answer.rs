@@ -58,7 +58,6 @@ impl Options {
             "2 to 128 letters, digits, \"-\", \"_\" or \".\"",
             ipxe::is_partition,
         )?;
-        self.check_company()?;
         let urls = [
             ("--apiserver-url", Some(&self.apiserver_url)),
             (
@@ -77,6 +76,19 @@ impl Options {
                 })?;
             }
         }
+        // Each machine is told the one; the other is asked for all of them, and logged.
+        for (option, url) in [
+            ("--image-cache", self.image_cache.as_ref()),
+            ("--cache-origin", self.cache_origin.as_ref()),
+        ] {
+            if let Some(url) = url {
+                let bare = "a URL without user and password";
+                check(option, &http::shown(url), bare, |_| {
+                    url.username().is_empty() && url.password().is_none()
+                })?;
+            }
+        }
+        self.check_company()?;
         if let Some(sum) = &self.os_installer_sha256 {
             check(
                 "--os-installer-sha256",
@@ -326,6 +338,14 @@ mod tests {
         }
         for (option, text) in [
             ("--public-url=ftp://h", "--public-url is"),
+            (
+                "--image-cache=http://user@h",
+                "--image-cache is \"http://h/\"; expected a URL without user",
+            ),
+            (
+                "--cache-origin=http://:s3cret@h",
+                "--cache-origin is \"http://h/\"; expected a URL without user",
+            ),
             ("--partition=x", "--partition is \"x\""),
             ("--partition=a/b", "--partition is \"a/b\""),
             (
@@ -356,6 +376,7 @@ mod tests {
             .unwrap();
             let error = given.answer().unwrap_err().to_string();
             assert!(error.contains(text), "{option}: {error}");
+            assert!(!error.contains("s3cret"), "{error}");
         }
     }
 

@@ -140,9 +140,16 @@ impl Parts {
             ..
         } = self;
         let url = &options.apiserver_url;
-        let proxy = options
-            .proxy_apiserver
-            .then(|| Proxy::new(client.clone(), url, metrics.clone(), stop.clone()));
+        let proxy = if options.proxy_apiserver {
+            let trust = template
+                .ca_cert
+                .as_deref()
+                .map_or(Trust::Public, Trust::Only);
+            let client = http::proxy_client(trust)?;
+            Some(Proxy::new(client, url, metrics.clone(), stop.clone()))
+        } else {
+            None
+        };
         let directory = |option, path: &PathBuf| {
             let path = path.clone();
             move |error| Error::Directory {

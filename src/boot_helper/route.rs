@@ -1,5 +1,7 @@
 //! What a request is about, by its path alone: known before anything is done for it.
 
+use super::proxy;
+
 /// A kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -14,17 +16,20 @@ pub enum Route {
 }
 
 impl Route {
-    /// The kind of a path.
+    /// The kind of a path, as the router takes it: a fixed first segment comes before
+    /// `/{partition}/boot.ipxe`, which comes before everything else. What any host may ask
+    /// without limit is named in full.
     #[must_use]
     pub fn of(path: &str) -> Self {
         let first = path.split('/').nth(1).unwrap_or_default();
-        match first {
-            "config" => Self::Config,
-            "static" => Self::Static,
-            "image" => Self::Image,
-            "healthz" | "readyz" | "metrics" => Self::Operation,
-            _ if first.starts_with("metalstack.") => Self::Proxy,
+        match (path, first) {
+            ("/healthz" | "/readyz" | "/metrics", _) => Self::Operation,
+            (_, "config") => Self::Config,
+            (_, "static") => Self::Static,
+            (_, "image") => Self::Image,
+            (_, proxy::SERVICE) => Self::Proxy,
             _ if path.ends_with("/boot.ipxe") => Self::Script,
+            _ if first.starts_with("metalstack.") => Self::Proxy,
             _ => Self::Other,
         }
     }
@@ -64,11 +69,22 @@ mod tests {
             ("/config", Route::Config),
             ("/boot.ipxe", Route::Script),
             ("/fra-equ01/boot.ipxe", Route::Script),
+            ("/healthz/boot.ipxe", Route::Script),
+            ("/readyz/boot.ipxe", Route::Script),
+            ("/metrics/boot.ipxe", Route::Script),
+            ("/metalstack.x/boot.ipxe", Route::Script),
+            ("/static/boot.ipxe", Route::Static),
+            ("/image/a/boot.ipxe", Route::Image),
+            ("/metalstack.infra.v2.BootService/boot.ipxe", Route::Proxy),
             ("/metalstack.infra.v2.BootService/Wait", Route::Proxy),
             ("/metalstack.admin.v2.TokenService/Create", Route::Proxy),
             ("/static/vmlinuz", Route::Static),
             ("/image/a/img.tar.lz4", Route::Image),
             ("/healthz", Route::Operation),
+            ("/readyz", Route::Operation),
+            ("/metrics", Route::Operation),
+            ("/metrics/", Route::Other),
+            ("/healthz/x", Route::Other),
             ("/", Route::Other),
             ("//metrics", Route::Other),
             ("/healthz2", Route::Other),

@@ -39,8 +39,8 @@ use crate::control::retry;
 use crate::control::text::printable;
 use crate::image::root::RootDir;
 
-/// Calls to the apiserver at once.
-const MINTING: usize = 64;
+/// Calls to the apiserver with the helper's own token at once.
+const CALLS: usize = 64;
 /// From a complete request to its answer.
 const DEADLINE: Duration = Duration::from_secs(25);
 /// What a machine is told to wait when the apiserver does not answer, seconds.
@@ -77,7 +77,8 @@ pub struct Helper {
 
 struct Shared {
     helper: Helper,
-    minting: Semaphore,
+    /// What costs a call with the helper's own token.
+    calls: Semaphore,
 }
 
 type State_ = State<Arc<Shared>>;
@@ -86,7 +87,7 @@ type State_ = State<Arc<Shared>>;
 pub fn router(helper: Helper) -> Router {
     let shared = Arc::new(Shared {
         helper,
-        minting: Semaphore::new(MINTING),
+        calls: Semaphore::new(CALLS),
     });
     Router::new()
         .route("/config/{uuid}", any(config))
@@ -314,7 +315,7 @@ impl Shared {
         let helper = &self.helper;
         let minted = tokio::time::timeout(DEADLINE, async {
             // Nobody closes the semaphore; if it were closed there would be no bound to keep.
-            let _permit = self.minting.acquire().await.ok();
+            let _permit = self.calls.acquire().await.ok();
             let begin = Instant::now();
             let minted = helper.minter.mint(machine).await;
             let waited = begin.elapsed();
@@ -446,8 +447,11 @@ async fn script(
         };
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
         let base = helper.public_url.clone().or_else(|| ipxe::base_of(host));
-        let script = ipxe::script(&helper.infra, partition, &asker, base.as_ref());
-        let script = tokio::time::timeout(DEADLINE, script);
+        let script = tokio::time::timeout(DEADLINE, async {
+            // As in `token`.
+            let _permit = shared.calls.acquire().await.ok();
+            ipxe::script(&helper.infra, partition, &asker, base.as_ref()).await
+        });
         let script = script.await.map_err(|_| too_slow())?;
         script.map_err(|error| match &error {
             ipxe::ScriptError::Infra(inner) => infra_refusal(inner),

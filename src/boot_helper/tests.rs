@@ -287,6 +287,26 @@ async fn everything_else_is_refused_without_asking_the_apiserver() {
 }
 
 #[tokio::test]
+async fn no_name_of_a_partition_opens_its_script() {
+    let asker = "/boot.ipxe?uuid=7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10&mac=52:54:00:00:00:01";
+    let names = ["healthz", "readyz", "metrics", "metalstack.x", "fra-equ01"];
+    let allow = "--allow=2001:db8::/64";
+    let refused = Bed::with(&[allow], |_, _| json(200, "{}")).await;
+    for name in names {
+        let answer = refused.get(&format!("/{name}{asker}")).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{name}: {answer}");
+    }
+    assert!(refused.apiserver.seen().is_empty());
+    for name in names {
+        let bed = Bed::with(&["--rate-per-address=1"], |_, _| json(200, "{}")).await;
+        bed.get(&format!("/{name}{asker}")).await;
+        let answer = bed.get(&format!("/{name}{asker}")).await;
+        assert!(answer.starts_with("HTTP/1.1 429 "), "{name}: {answer}");
+        assert!(bed.apiserver.seen().len() <= 1, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn it_stops_when_told() {
     let mut bed = Bed::start(|_, _| json(200, MINTED)).await;
     assert!(bed.config().await.starts_with("HTTP/1.1 200 "));

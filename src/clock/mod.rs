@@ -64,8 +64,7 @@ pub fn off_by_days(offset: SignedDuration) -> bool {
     offset.unsigned_abs() > DATE_COUNTS_FROM
 }
 
-/// Adds `offset` to the system clock, and gives the hardware clock the new time too, so that
-/// the installed OS starts with it. A hardware clock that cannot be set is logged.
+/// Adds `offset` to the system clock. The hardware clock is [`keep`]'s.
 ///
 /// # Errors
 /// The new time would be none to be believed, or the kernel refuses; nothing was changed then.
@@ -79,12 +78,17 @@ pub fn correct(offset: SignedDuration) -> Result<Outcome, Error> {
         to: new,
         source: errno.into(),
     })?;
+    Ok(Outcome::Set { old, new })
+}
+
+/// Gives the hardware clock the system's time, which was `offset` away, so that the installed OS
+/// and the next boot start with it. One that cannot be set is logged.
+pub fn keep(offset: SignedDuration) {
     if offset.unsigned_abs() >= SMALLEST_HARDWARE_STEP
-        && let Err(error) = hardware::set(Path::new(HARDWARE_CLOCK), new)
+        && let Err(error) = hardware::set(Path::new(HARDWARE_CLOCK), Timestamp::now())
     {
         tracing::warn!("hardware clock {HARDWARE_CLOCK} keeps its wrong time: {error}");
     }
-    Ok(Outcome::Set { old, new })
 }
 
 /// The time to set; nothing when the clock is right.

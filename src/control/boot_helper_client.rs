@@ -52,7 +52,7 @@ pub enum HelperError {
     )]
     NotFound { url: String, message: String },
     #[error(
-        "boot helper {url} answered {status}: it requires a metal_ticket, or refuses this one. {message}"
+        "boot helper {url} answered {status}: it requires a metal_ticket, refuses this one, or (403) does not serve this machine at the address that it came from (allow, bind of metal-boot). {message}"
     )]
     TicketRefused {
         url: String,
@@ -82,6 +82,13 @@ pub enum HelperError {
 }
 
 impl HelperError {
+    /// Whether the helper may answer the same question from another address: its `allow` and
+    /// `bind` judge by the source.
+    #[must_use]
+    pub fn depends_on_source(&self) -> bool {
+        matches!(self, Self::TicketRefused { status: 403, .. })
+    }
+
     /// Whether asking again may help.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -309,6 +316,7 @@ mod tests {
                 Verdict::GiveUp
             };
             assert_eq!(error.verdict(), expected, "{status}");
+            assert_eq!(error.depends_on_source(), status == 403, "{status}");
         }
     }
 }

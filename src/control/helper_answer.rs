@@ -126,7 +126,10 @@ pub struct Policy {
     pub slaac_timeout_seconds: Option<u64>,
     /// How a link makes its addresses; counts from the medium and the command line, for an
     /// answer comes over such an address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "addr_gen_mode",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub addr_gen_mode: Option<AddrGenMode>,
     /// How long the boot helper may take to give a usable answer.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -267,6 +270,16 @@ fn bmc_use<'de, D: Deserializer<'de>>(from: D) -> Result<Option<BmcUse>, D::Erro
     Ok(value)
 }
 
+/// As [`bmc_use`].
+fn addr_gen_mode<'de, D: Deserializer<'de>>(from: D) -> Result<Option<AddrGenMode>, D::Error> {
+    let text = Option::<String>::deserialize(from)?.unwrap_or_default();
+    let value = serde_json::from_value(text.clone().into()).ok();
+    if value.is_none() && !text.is_empty() {
+        tracing::warn!("policy.addr_gen_mode {text:?} is not eui64 or stable-privacy: ignored");
+    }
+    Ok(value)
+}
+
 /// `hold`, `boot-disk` or `wipe`. A word of a newer helper is no order: as if not set.
 mod adopt {
     use super::{Adopt, Deserialize, Deserializer, Serialize, Serializer};
@@ -348,6 +361,23 @@ mod tests {
         assert_eq!(policy.adopt, None);
         assert_eq!((policy.bmc, policy.bmc_user), (None, None));
         assert_eq!(policy.lldp, Some(LldpPolicy::default()));
+    }
+
+    #[test]
+    fn how_addresses_are_made_is_no_reason_to_refuse_an_answer() {
+        for (word, expected) in [
+            (r#""eui64""#, Some(AddrGenMode::Eui64)),
+            (r#""stable-privacy""#, Some(AddrGenMode::StablePrivacy)),
+            (r#""random""#, None),
+            (r#""""#, None),
+            ("null", None),
+        ] {
+            let text = format!(r#"{{"policy":{{"addr_gen_mode":{word},"wait_hours":1}}}}"#);
+            let answer: HelperAnswer = serde_json::from_str(&text).unwrap();
+            let policy = answer.policy.unwrap();
+            assert_eq!(policy.addr_gen_mode, expected, "{word}");
+            assert_eq!(policy.wait_hours, Some(1), "{word}");
+        }
     }
 
     #[test]

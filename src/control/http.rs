@@ -47,6 +47,8 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is probed after this long and then as often: with the user timeout
 /// a peer that vanished while nothing was sent is noticed within 30 s too.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(10);
+/// What is offered to a server over TLS (RFC 7301): HTTP/2, else HTTP/1.1.
+const BOTH: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Redirects that a download follows.
 const DOWNLOAD_REDIRECTS: usize = 5;
 
@@ -118,7 +120,18 @@ pub fn control_client(trust: Trust<'_>) -> Result<Client, ClientError> {
 /// # Errors
 /// An unreadable `ca_cert`.
 pub fn control_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
-    client(trust, redirect::Policy::none(), route)
+    client(trust, redirect::Policy::none(), &BOTH, route)
+}
+
+/// A client for calls of others that may stay open for hours: over HTTP/1.1 alone, where each
+/// has a connection of its own. Over HTTP/2 all share one, and beyond the server's limit of
+/// streams a call waits for one that is silent.
+///
+/// # Errors
+/// An unreadable `ca_cert`.
+pub fn proxy_client(trust: Trust<'_>) -> Result<Client, ClientError> {
+    let none = redirect::Policy::none();
+    client(trust, none, &BOTH[1..], &Route::default())
 }
 
 /// A client for images and other bulk data: follows a few redirects.
@@ -135,12 +148,13 @@ pub fn download_client(trust: Trust<'_>) -> Result<Client, ClientError> {
 /// An unreadable `ca_cert`.
 pub fn download_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
     let redirects = redirect::Policy::limited(DOWNLOAD_REDIRECTS);
-    client(trust, redirects, route)
+    client(trust, redirects, &BOTH, route)
 }
 
 fn client(
     trust: Trust<'_>,
     redirects: redirect::Policy,
+    protocols: &[&[u8]],
     route: &Route,
 ) -> Result<Client, ClientError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -148,7 +162,7 @@ fn client(
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(trust)?)
         .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     let mut builder = Client::builder();
     if let Some(interface) = &route.interface {
         builder = builder.interface(interface);
@@ -453,6 +467,31 @@ mod tests {
         }
         assert!(control_client(Trust::Public).is_ok());
         assert!(download_client(Trust::Public).is_ok());
+    }
+
+    /// The names of RFC 7301 that a client's first bytes to a TLS server offer.
+    async fn offers(client: Client) -> (bool, bool) {
+        use tokio::io::AsyncReadExt as _;
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let url = format!("https://{}/", listener.local_addr().unwrap());
+        let asking = tokio::spawn(client.get(url).send());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 5];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut hello = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+        stream.read_exact(&mut hello).await.unwrap();
+        drop(stream);
+        assert!(asking.await.unwrap().is_err());
+        let has = |name: &[u8]| hello.windows(name.len()).any(|bytes| bytes == name);
+        (has(b"\x02h2"), has(b"\x08http/1.1"))
+    }
+
+    #[tokio::test]
+    async fn a_proxys_calls_share_no_connection() {
+        let control = control_client(Trust::Public).unwrap();
+        assert_eq!(offers(control).await, (true, true));
+        let proxy = proxy_client(Trust::Public).unwrap();
+        assert_eq!(offers(proxy).await, (false, true));
     }
 
     #[test]

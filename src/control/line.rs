@@ -72,6 +72,44 @@ impl Held {
     }
 }
 
+/// Where each attempt of a download takes its client from.
+pub trait Clients: Sync {
+    /// The client for the attempt after so many failed ones.
+    fn client(&self, failed: u32) -> Client;
+}
+
+/// On an ordinary host there is one way out.
+impl Clients for Client {
+    fn client(&self, _failed: u32) -> Client {
+        self.clone()
+    }
+}
+
+/// How downloads leave this machine.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// Over the link that reaches the control plane, as it is now.
+    pub bound: Line,
+    /// As the kernel's routes say: the host may be reached over another link only.
+    pub free: Line,
+}
+
+impl Clients for Ways {
+    fn client(&self, failed: u32) -> Client {
+        if is_free(failed) {
+            self.free.client()
+        } else {
+            self.bound.client()
+        }
+    }
+}
+
+/// Every third attempt. Two bound ones come first: after a break the second one is likely to
+/// find the new path.
+fn is_free(failed: u32) -> bool {
+    failed % 3 == 2
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -112,5 +150,11 @@ mod tests {
             let said = timeout(SOON, line.trouble()).await.is_ok();
             assert_eq!(said, trouble, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn every_third_attempt_of_a_download_is_free() {
+        let free: Vec<_> = (0..6).map(is_free).collect();
+        assert_eq!(free, [false, false, true, false, false, true]);
     }
 }

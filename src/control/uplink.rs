@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use reqwest::Client;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::http::{ClientError, Route};
@@ -17,6 +17,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const RACE: Duration = Duration::from_secs(60);
 /// Trouble on a path that still connects is the other end's; it is not looked into more often.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Trouble again within this is trouble in a row.
+const ROW: Duration = Duration::from_secs(300);
 
 /// How a client leaves over `path`: bound to its link, names resolved there.
 #[must_use]
@@ -35,12 +37,12 @@ pub type Make = Box<dyn Fn(&Route) -> Result<Client, ClientError> + Send + Sync>
 /// Runs for as long as the conversation. `lines` are the conversation's clients and how each is
 /// made for another route.
 pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(Line, Make)]) {
+    // When there was trouble on this path that still connected.
+    let mut stayed: Option<Instant> = None;
     loop {
         let gone = broken(network, &path, lines).await;
-        let preference = Preference {
-            first: Some(path.candidate.index),
-            last: None,
-        };
+        let again = stayed.is_some_and(|at| at.elapsed() < ROW);
+        let preference = preference(path.candidate.index, again);
         let next = match network.race(target, preference, RACE).await {
             Ok(next) => next,
             Err(error) => {
@@ -49,9 +51,11 @@ pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(
             }
         };
         if next == path && !gone {
+            stayed = Some(Instant::now());
             tokio::time::sleep(PAUSE).await;
             continue;
         }
+        stayed = None;
         info!("{target} is reached over {next} now; the path before was {path}");
         path = next;
         let route = route(network, &path);
@@ -64,14 +68,26 @@ pub async fn keep(network: &Network, target: &Target, mut path: Path, lines: &[(
     }
 }
 
+/// A path that connects may carry nothing more (an MTU, a half-dead switch): the link in use is
+/// tried first after one trouble, and last after the next.
+fn preference(link: u32, again: bool) -> Preference {
+    Preference {
+        first: (!again).then_some(link),
+        last: again.then_some(link),
+    }
+}
+
 /// Waits until link or address of the path have gone (true), or a conversation over it has
 /// broken.
 async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) -> bool {
     let mut links = network.watch();
     let gone = async {
         loop {
-            // The sender lives in `network`.
-            let _ = links.wait_for(|table| !path.is_sound(table)).await;
+            let unsound = links.wait_for(|table| !path.is_sound(table)).await.is_ok();
+            if !unsound {
+                // Nobody is left who could tell of a change.
+                std::future::pending::<()>().await;
+            }
             let back = links.wait_for(|table| path.is_sound(table));
             if timeout(GRACE, back).await.is_err() {
                 return;
@@ -83,5 +99,18 @@ async fn broken(network: &Network, path: &Path, lines: &[(Line, Make)]) -> bool 
     tokio::select! {
         () = gone => true,
         _ = trouble => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_in_a_row_gives_the_others_the_first_word() {
+        let once = preference(7, false);
+        assert_eq!((once.first, once.last), (Some(7), None));
+        let again = preference(7, true);
+        assert_eq!((again.first, again.last), (None, Some(7)));
     }
 }

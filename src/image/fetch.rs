@@ -20,6 +20,7 @@ use super::error::Error;
 use crate::control::error::is_passing_status;
 pub use crate::control::http::shown as shown_url;
 use crate::control::http::{BodyError, Failure, read_body_capped, retry_after};
+use crate::control::line::Clients;
 use crate::control::retry::{Backoff, Verdict};
 
 /// Patience. Tests use less of it.
@@ -63,7 +64,7 @@ struct Failed {
 
 /// Sends one GET; the transport's failures and the server's passing ones are [`Failed`].
 async fn get(
-    client: &Client,
+    client: Client,
     url: &Url,
     headers: HeaderMap,
     patience: &Patience,
@@ -102,10 +103,15 @@ async fn get(
 }
 
 /// Sends a GET until there is an answer to go on with.
-async fn get_patiently(client: &Client, url: &Url, patience: &Patience) -> Result<Response, Error> {
+async fn get_patiently(
+    clients: &dyn Clients,
+    url: &Url,
+    patience: &Patience,
+) -> Result<Response, Error> {
     let mut backoff = patience.backoff();
     let mut attempts = 0;
     loop {
+        let client = clients.client(attempts);
         let failed = match get(client, url, HeaderMap::new(), patience).await {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
@@ -132,12 +138,12 @@ async fn get_patiently(client: &Client, url: &Url, patience: &Patience) -> Resul
 /// # Errors
 /// Any other status, no answer, or more than `limit` bytes.
 pub async fn small_file(
-    client: &Client,
+    clients: &dyn Clients,
     url: &Url,
     limit: usize,
     patience: &Patience,
 ) -> Result<Option<Vec<u8>>, Error> {
-    let response = get_patiently(client, url, patience).await?;
+    let response = get_patiently(clients, url, patience).await?;
     match response.status() {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
@@ -162,7 +168,7 @@ pub async fn small_file(
 
 /// A file on its way here.
 pub struct Download<'a> {
-    client: &'a Client,
+    clients: &'a dyn Clients,
     url: Url,
     patience: &'a Patience,
     response: Option<Response>,
@@ -180,8 +186,12 @@ pub struct Download<'a> {
 
 impl<'a> Download<'a> {
     /// Asks for the file; returns once the server has begun to answer with it.
-    pub async fn open(client: &'a Client, url: Url, patience: &'a Patience) -> Result<Self, Error> {
-        let response = get_patiently(client, &url, patience).await?;
+    pub async fn open(
+        clients: &'a dyn Clients,
+        url: Url,
+        patience: &'a Patience,
+    ) -> Result<Self, Error> {
+        let response = get_patiently(clients, &url, patience).await?;
         if response.status() != StatusCode::OK {
             return Err(Error::Status {
                 url: shown_url(&url),
@@ -198,7 +208,7 @@ impl<'a> Download<'a> {
             });
         }
         Ok(Self {
-            client,
+            clients,
             patience,
             offset: 0,
             skip: 0,
@@ -293,7 +303,8 @@ impl<'a> Download<'a> {
     }
 
     async fn resume(&mut self) -> Result<(), Error> {
-        let response = match get(self.client, &self.url, self.range(), self.patience).await {
+        let client = self.clients.client(self.failures);
+        let response = match get(client, &self.url, self.range(), self.patience).await {
             Ok(response) => response,
             Err(failed) => return self.broken(failed.reason, failed.verdict).await,
         };
@@ -425,5 +436,44 @@ mod tests {
         ] {
             assert_eq!(content_range(wrong), None, "{wrong:?}");
         }
+    }
+
+    /// A host that answers one address only, and two clients that take the other.
+    #[tokio::test]
+    async fn each_attempt_takes_the_client_of_its_time() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        struct Third([Client; 2]);
+        impl Clients for Third {
+            fn client(&self, failed: u32) -> Client {
+                self.0[usize::from(failed == 2)].clone()
+            }
+        }
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+            stream.write_all(answer).await.unwrap();
+        });
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let to = |address: &str| {
+            let address = format!("{address}:0").parse().unwrap();
+            let client = Client::builder().no_proxy().resolve("images.test", address);
+            client.build().unwrap()
+        };
+        let patience = Patience {
+            attempts: 3,
+            pause: Duration::from_millis(1),
+            ..Patience::default()
+        };
+        let url = Url::parse(&format!("http://images.test:{port}/a")).unwrap();
+        let dead = to("127.0.0.1");
+        let found = small_file(&dead, &url, 10, &patience).await;
+        assert!(matches!(found, Err(Error::Request { attempts: 3, .. })));
+        let clients = Third([dead, to("[::1]")]);
+        let found = small_file(&clients, &url, 10, &patience).await.unwrap();
+        assert_eq!(found.as_deref(), Some(&b"ok"[..]));
     }
 }

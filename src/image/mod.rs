@@ -32,7 +32,7 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 
-use reqwest::{Client, Url};
+use reqwest::Url;
 
 use checksum::Expected;
 pub use checksum::{Algorithm, Hasher};
@@ -43,6 +43,8 @@ pub use fetch::{Patience, shown_url};
 use pipeline::Work;
 pub use progress::Progress;
 use root::RootDir;
+
+use crate::control::line::Clients;
 
 /// What an image may unpack to where nothing else is said: a decompression bomb has to end.
 pub const DEFAULT_LIMIT: u64 = 256 << 30;
@@ -138,7 +140,7 @@ impl VerifiedImage {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn probe(client: &Client, source: &ImageSource) -> Result<(), Error> {
+pub async fn probe(client: &dyn Clients, source: &ImageSource) -> Result<(), Error> {
     let patience = Patience::default();
     let mut download = choose(client, source, &patience).await?.download;
     let mut head = Vec::new();
@@ -157,7 +159,7 @@ pub async fn probe(client: &Client, source: &ImageSource) -> Result<(), Error> {
 /// # Errors
 /// See [`Error`]. After an error the tree is in an unknown state and must not be booted.
 pub async fn install(
-    client: &Client,
+    client: &dyn Clients,
     source: &ImageSource,
     root: &Path,
     progress: &(dyn Fn(Progress) + Send + Sync),
@@ -170,7 +172,7 @@ pub async fn install(
 /// # Errors
 /// See [`Error`].
 pub async fn verify(
-    client: &Client,
+    client: &dyn Clients,
     source: &ImageSource,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Summary, Error> {
@@ -180,7 +182,7 @@ pub async fn verify(
 }
 
 async fn install_patiently(
-    client: &Client,
+    client: &dyn Clients,
     source: &ImageSource,
     root: &Path,
     progress: &(dyn Fn(Progress) + Send + Sync),
@@ -207,7 +209,7 @@ struct Begun<'a> {
 
 /// Begins the download at the cache, or where that does not help, at the origin.
 async fn choose<'a>(
-    client: &'a Client,
+    client: &'a dyn Clients,
     source: &ImageSource,
     patience: &'a Patience,
 ) -> Result<Begun<'a>, Error> {
@@ -224,7 +226,7 @@ async fn choose<'a>(
 }
 
 async fn open_cached<'a>(
-    client: &'a Client,
+    client: &'a dyn Clients,
     source: &ImageSource,
     cache: &Url,
     patience: &'a Patience,
@@ -244,7 +246,7 @@ async fn open_cached<'a>(
 
 /// The checksum first: an image that lacks one, and may not, is not even asked for.
 async fn open<'a>(
-    client: &'a Client,
+    client: &'a dyn Clients,
     source: &ImageSource,
     url: &Url,
     patience: &'a Patience,
@@ -273,7 +275,7 @@ async fn open<'a>(
 }
 
 /// The strongest checksum that exists beside the image.
-async fn expected(client: &Client, url: &Url, patience: &Patience) -> Result<Expected, Error> {
+async fn expected(client: &dyn Clients, url: &Url, patience: &Patience) -> Result<Expected, Error> {
     let name = url.path().rsplit('/').next().unwrap_or_default();
     for algorithm in Algorithm::STRONGEST_FIRST {
         let mut beside = url.clone();

@@ -98,6 +98,8 @@ pub enum Error {
 pub struct Network {
     links: watch::Receiver<link::Table>,
     servers: watch::Receiver<dns::Servers>,
+    /// Holds the sender of `links`, which must not end before they do, whatever its tasks do.
+    _monitor: monitor::Monitor,
     _tasks: Vec<monitor::Task>,
 }
 
@@ -125,6 +127,7 @@ pub async fn bring_up(options: &Options) -> Result<Network, Error> {
     Ok(Network {
         links: monitor.subscribe(),
         servers,
+        _monitor: monitor,
         _tasks: tasks,
     })
 }

@@ -1,5 +1,6 @@
 //! Connected -> Authorized: the boot helper's answer, and with it a token.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::clock;
+use super::clock::{self, Ntp};
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
 use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
@@ -16,11 +17,11 @@ use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
 use crate::control::boot_helper_client;
 use crate::control::error::Error;
-use crate::control::http::{self, Trust};
-use crate::control::line::Line;
+use crate::control::http::{self, Route, Trust};
+use crate::control::line::{Line, Ways};
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
-use crate::net::{Path, Preference, Target};
+use crate::net::{Link, Path, Preference, Target};
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
@@ -34,7 +35,10 @@ pub struct Authorized {
     pub(super) connected: Connected,
     pub(super) settings: Settings,
     pub(super) apiserver: Apiserver,
-    pub(super) downloads: Line,
+    pub(super) downloads: Ways,
+    /// How far the clock was off by a server that nobody named; for the hardware clock, once
+    /// the apiserver has answered over TLS.
+    pub(super) guessed: Option<SignedDuration>,
     /// Moves apiserver and downloads to another path when theirs breaks.
     _keeper: JoinSet<()>,
 }
@@ -46,6 +50,8 @@ struct Asked {
     offset: Option<SignedDuration>,
     /// The path it was said over; none where there is no helper.
     path: Option<Path>,
+    /// How far the clock was off by a server that nobody named.
+    guessed: Option<SignedDuration>,
 }
 
 impl Connected {
@@ -55,13 +61,19 @@ impl Connected {
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
     pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
-        let Asked { settings, path, .. } = self.configure().await?;
+        let Asked {
+            settings,
+            path,
+            guessed,
+            ..
+        } = self.configure().await?;
         (self.booted.verbosity)(settings.debug);
         self.booted.lifeline.follow(&settings.policy);
         for line in settings.summary() {
             tracing::info!("{line}");
         }
         let (base, token) = endpoint(&settings)?;
+        let guessed = guessed.filter(|_| base.url.scheme() == "https");
         let target = Target::of(&base.url, base.zone.as_deref()).during(Step::BootHelper)?;
         let path = match path {
             Some(path) => path,
@@ -72,14 +84,18 @@ impl Connected {
             }
         };
         let route = uplink::route(&self.network, &path);
-        let [control, downloads] =
+        let [control, bound, free] =
             clients(&settings).map(|make| make(&route).map(|client| (Line::from(client), make)));
         let lines = [
             control.during(Step::BootHelper)?,
-            downloads.during(Step::BootHelper)?,
+            bound.during(Step::BootHelper)?,
+            free.during(Step::BootHelper)?,
         ];
-        let [(control, _), (downloads, _)] = &lines;
-        let downloads = downloads.clone();
+        let [(control, _), (bound, _), (free, _)] = &lines;
+        let downloads = Ways {
+            bound: bound.clone(),
+            free: free.clone(),
+        };
         let apiserver = Apiserver::new(&base.url, token, self.booted.machine, control.clone())
             .during(Step::BootHelper)?;
         self.booted.lifeline.report_to(&apiserver);
@@ -91,6 +107,7 @@ impl Connected {
             settings,
             apiserver,
             downloads,
+            guessed,
             _keeper: keeper,
         })
     }
@@ -103,15 +120,20 @@ impl Connected {
         let helper = local.boot_helper_url.as_ref();
         let tls = helper.is_none_or(|base| base.value.url.scheme() == "https");
         let network = &self.network;
-        let known = tls && clock::set_by_ntp(network, &local.ntp_servers).await;
-        let asked = self.ask_helper().await?;
+        let mut given = Ntp::Nobody;
+        if tls {
+            given = clock::set_by_ntp(network, &local.ntp_servers).await;
+        }
+        let mut asked = self.ask_helper().await?;
         let servers = &asked.settings.ntp_servers;
         let asked_all = tls && *servers == local.ntp_servers;
-        if known || !asked_all && clock::set_by_ntp(network, servers).await {
-            return Ok(asked);
+        if given == Ntp::Nobody && !asked_all {
+            given = clock::set_by_ntp(network, servers).await;
         }
-        if let Some(offset) = asked.offset {
-            clock::set_by_date(offset);
+        match (given, asked.offset) {
+            (Ntp::Guessed(offset), _) => asked.guessed = Some(offset),
+            (Ntp::Nobody, Some(offset)) => clock::set_by_date(offset),
+            _ => {}
         }
         Ok(asked)
     }
@@ -125,6 +147,7 @@ impl Connected {
                     settings: local,
                     offset: None,
                     path: None,
+                    guessed: None,
                 });
             }
             let why = "no boot helper URL; set boot_helper_url in boot/metal.config of the medium, \
@@ -140,6 +163,7 @@ impl Connected {
         let target = Target::of(url, zone.as_deref()).during(Step::BootHelper)?;
         let deadline = Instant::now() + local.policy.boot_helper_timeout();
         let mut preference = Preference::default();
+        let mut tried = BTreeSet::new();
         let (path, fetched) = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let raced = self.network.race(&target, preference, left).await;
@@ -157,6 +181,18 @@ impl Connected {
             );
             match fetched.await {
                 Ok(fetched) => break (path, fetched),
+                Err(error) if error.depends_on_source() => {
+                    tried.insert(path.candidate.index);
+                    let links = self.network.links();
+                    let Some(next) = untried(&links, &tried) else {
+                        return Err(error).during(Step::BootHelper);
+                    };
+                    tracing::warn!("{path}: {error}; asking over another link");
+                    // Once: it need not win.
+                    tried.insert(next);
+                    preference.first = Some(next);
+                    preference.last = Some(path.candidate.index);
+                }
                 Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
                     tracing::warn!("{path}: {error}; looking for another path");
                     preference.last = Some(path.candidate.index);
@@ -174,6 +210,7 @@ impl Connected {
             settings: Settings::from_layers(layers),
             offset: fetched.clock_offset,
             path: Some(path),
+            guessed: None,
         })
     }
 }
@@ -235,6 +272,14 @@ impl Authorized {
     }
 }
 
+/// A link over which the boot helper has not been asked.
+fn untried(links: &[Link], tried: &BTreeSet<u32>) -> Option<u32> {
+    let mut usable = links.iter().filter(|link| link.usable() && !link.is_bmc());
+    usable
+        .find(|link| !tried.contains(&link.index))
+        .map(|link| link.index)
+}
+
 /// Whom to believe at boot helper and apiserver.
 fn trust(settings: &Settings) -> Trust<'_> {
     let pinned = settings
@@ -249,21 +294,31 @@ fn trust(settings: &Settings) -> Trust<'_> {
     }
 }
 
-/// How the clients for apiserver and downloads are made.
-fn clients(settings: &Settings) -> [Make; 2] {
+/// How the clients for the apiserver, for downloads over the same link, and for downloads over
+/// any are made.
+fn clients(settings: &Settings) -> [Make; 3] {
     let only = match trust(settings) {
         Trust::Only(ca) => Some(ca.to_owned()),
         Trust::Public | Trust::PublicAnd(_) => None,
     };
     let ca = settings.ca_cert.as_ref().map(|ca| ca.value.clone());
+    let download = move |route: &Route| {
+        let trust = ca.as_deref().map_or(Trust::Public, Trust::PublicAnd);
+        http::download_client_on(trust, route)
+    };
+    let bound = download.clone();
     [
         Box::new(move |route| {
             let trust = only.as_deref().map_or(Trust::Public, Trust::Only);
             http::control_client_on(trust, route)
         }),
+        Box::new(bound),
         Box::new(move |route| {
-            let trust = ca.as_deref().map_or(Trust::Public, Trust::PublicAnd);
-            http::download_client_on(trust, route)
+            let names = route.names.clone();
+            download(&Route {
+                names,
+                ..Route::default()
+            })
         }),
     ]
 }

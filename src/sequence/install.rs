@@ -123,7 +123,7 @@ impl Allocated {
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
-            let downloads = &self.registered.authorized.downloads.client();
+            let downloads = &self.registered.authorized.downloads;
             let show = |so_far: Progress| tracing::info!("{so_far}");
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
@@ -171,7 +171,7 @@ impl Allocated {
         root.remove(Path::new(install::BOOT_INFO))
             .during(Step::Installer)?;
         if let Some(installer) = brought {
-            let downloads = &self.registered.authorized.downloads.client();
+            let downloads = &self.registered.authorized.downloads.bound.client();
             install::fetch_installer(downloads, &installer.url, &installer.sha256, &root)
                 .await
                 .during(Step::Installer)?;

@@ -69,7 +69,7 @@ impl Allocated {
             without_checksum: settings.policy.image_without_checksum == Some(true),
             limit: settings.policy.image_limit(),
         };
-        image::probe(&self.registered.authorized.downloads.client(), &image)
+        image::probe(&self.registered.authorized.downloads, &image)
             .await
             .during(Step::Preflight)?;
         Ok(Checked { plan, disks, image })

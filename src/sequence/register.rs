@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
 
 use super::authorize::Authorized;
 use super::bmc;
@@ -16,6 +17,10 @@ use crate::net::lldp::PortNeighbour;
 
 /// How often the control plane hears that the machine lives (contracts.md §1).
 const ALIVE_EVERY: Duration = Duration::from_secs(60);
+
+/// The inventory of a healthy machine takes seconds; a command that a drive never answers
+/// would hold the machine for good.
+const INSPECTION: Duration = Duration::from_secs(60);
 
 /// A machine that metal-apiserver knows.
 pub struct Registered {
@@ -47,6 +52,9 @@ impl Authorized {
             .send_event(EventType::Preparing, super::PROGRAM)
             .await
             .during(Step::Registration)?;
+        if let Some(offset) = self.guessed {
+            crate::clock::keep(offset);
+        }
         let super_user_password = apiserver
             .super_user_password()
             .await
@@ -109,12 +117,9 @@ impl Authorized {
     async fn inspect(&self) -> Result<Inventory, Failure> {
         let medium = self.connected.booted.medium.first().cloned();
         let inspected = tokio::task::spawn_blocking(move || {
-            hardware::inspect(&Roots::live(), medium.as_deref())
+            hardware::inspect(&Roots::live(), medium.as_deref()).during(Step::Registration)
         });
-        match inspected.await {
-            Ok(inventory) => inventory.during(Step::Registration),
-            Err(error) => Err(Failure::new(Step::Registration, error.to_string())),
-        }
+        within(INSPECTION, inspected).await
     }
 
     fn partition(&self) -> Result<String, Failure> {
@@ -123,6 +128,24 @@ impl Authorized {
             let why = "no partition is set; start the boot helper with --partition, or set partition in metal.config";
             Failure::new(Step::Registration, why)
         })
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    inspected: JoinHandle<Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match timeout(limit, inspected).await {
+        Ok(Ok(inventory)) => inventory,
+        Ok(Err(error)) => Err(Failure::new(Step::Registration, error.to_string())),
+        Err(_) => {
+            let why = format!(
+                "the hardware was not read within {} s: a drive or card does not answer; look for \
+                 a broken one in the kernel's messages",
+                limit.as_secs()
+            );
+            Err(Failure::new(Step::Registration, why))
+        }
     }
 }
 
@@ -147,5 +170,19 @@ async fn keep_alive(apiserver: Apiserver) {
         if let Err(error) = apiserver.send_event(EventType::Alive, "").await {
             tracing::debug!("cannot say that the machine lives: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn hardware_that_does_not_answer_ends_the_inventory() {
+        let silent = tokio::spawn(std::future::pending::<Result<(), Failure>>());
+        let failure = within(INSPECTION, silent).await.unwrap_err();
+        assert!(failure.cause.contains("within 60 s"), "{}", failure.cause);
+        let quick = tokio::spawn(async { Ok(7) });
+        assert_eq!(within(INSPECTION, quick).await.ok(), Some(7));
     }
 }
