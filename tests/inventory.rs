@@ -92,7 +92,7 @@ fn assert_holds(found: &Value, expected: &Value, at: &str) {
 #[test]
 fn a_machine_with_one_of_everything() {
     let dir = directory("everything");
-    let mut machine = guest(&dir, UUID, "");
+    let mut machine = guest(&dir, UUID, "guest.disks=6");
     machine.processors = "8,sockets=2,cores=2,threads=2".to_owned();
     machine.extra.extend(light::tpm(&dir));
     add(

@@ -7,7 +7,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -42,6 +43,17 @@ fn main() {
     let _ = reboot(RebootMode::RB_POWER_OFF);
 }
 
+/// Disks that have a device under them: no loop devices.
+fn disks_found() -> usize {
+    let Ok(disks) = fs::read_dir("/sys/block") else {
+        return 0;
+    };
+    disks
+        .flatten()
+        .filter(|disk| disk.path().join("device").exists())
+        .count()
+}
+
 /// Runs the tests on the console; -1 when they cannot be started.
 fn run(console: &File) -> i32 {
     let handle = || console.try_clone().map_or(Stdio::null(), Stdio::from);
@@ -53,6 +65,13 @@ fn run(console: &File) -> i32 {
             .filter_map(move |word| word.strip_prefix(key))
     };
     let skipped = said("guest.skip=").flat_map(|name| ["--skip", name]);
+    // `guest.disks=N`: not before the kernel has found so many disks; USB takes a second.
+    if let Some(disks) = said("guest.disks=").next().and_then(|n| n.parse().ok()) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while disks_found() < disks && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
     // `guest.run=PROGRAM,ARGUMENT,…`: that instead of the tests.
     let mut command = match said("guest.run=").next() {
         Some(run) => {

@@ -121,7 +121,7 @@ impl Lab {
         for order in [
             "link set far up".to_owned(),
             "address add 2001:db8:f::2/64 dev far nodad".to_owned(),
-            format!("address add {address}/128 dev lo"),
+            format!("address add {address}/128 dev lo nodad"),
             "route add default via 2001:db8:f::1".to_owned(),
         ] {
             far.ip(&order);

@@ -103,7 +103,7 @@ fn expired_rdnss_is_no_longer_asked() {
             && says(names, "resolv.conf", ZONE)
     });
     // And another one is asked as soon as it is named.
-    lab.ns.ip("address add 2001:db8:ff::53/128 dev lo");
+    lab.ns.ip("address add 2001:db8:ff::53/128 dev lo nodad");
     unbound(&mut lab, "2001:db8:ff::53");
     lab.routers(&[naming("RDNSS 2001:db8:ff::53 { AdvRDNSSLifetime 600; };")]);
     node.event_that("names", |names| names["addresses"] == json!([SERVICE]));

@@ -92,7 +92,7 @@ fn helper_by_link_local_address_with_zone() {
 #[test]
 fn ula_and_gua_side_by_side_reach_a_helper_of_either_kind() {
     let mut lab = Lab::new("ula_gua");
-    lab.ns.ip("address add fd00:ff::1/128 dev lo");
+    lab.ns.ip("address add fd00:ff::1/128 dev lo nodad");
     let both = [prefix("2001:db8:a::/64", ""), prefix("fd00:a::/64", "")].concat();
     lab.routers(&[router(0, &both)]);
     let web = boot_helper(&lab);

@@ -25,7 +25,8 @@ fn boot(bed: &Bed, clock: &str) -> Guest {
     bed.power_on(&machine)
 }
 
-/// The guest's own time goes on from there; by the host's, QEMU 7.2 is 68 years off at most.
+/// OVMF takes no year after 2097 for true. The guest's own time goes on from there; by the host's,
+/// QEMU 7.2 is 68 years off at most.
 fn rtc(clock: &str) -> Vec<String> {
     vec!["-rtc".to_owned(), format!("base={clock},clock=vm")]
 }
@@ -57,14 +58,14 @@ fn a_clock_of_2019_is_set_by_the_server_that_the_helper_names() {
 }
 
 #[test]
-fn a_clock_of_2099_is_set_by_the_host_that_answers_dns() {
-    let bed = Bed::plan("network_time_2099_guessed")
+fn a_clock_of_2097_is_set_by_the_host_that_answers_dns() {
+    let bed = Bed::plan("network_time_2097_guessed")
         .tls()
         .ntp(123, true)
         .start();
-    let mut guest = boot(&bed, "2099-01-01");
+    let mut guest = boot(&bed, "2097-01-01");
     let source = format!("NTP server [{SERVICE}]:123, stratum 10");
-    assert_set(&bed, &mut guest, "2099", &source);
+    assert_set(&bed, &mut guest, "2097", &source);
 }
 
 #[test]
@@ -75,14 +76,14 @@ fn without_any_ntp_server_the_helpers_date_helps_in_2019() {
 }
 
 #[test]
-fn a_dead_ntp_server_in_2099_leaves_it_to_the_helpers_date() {
-    let bed = Bed::plan("network_time_2099_date")
+fn a_dead_ntp_server_in_2097_leaves_it_to_the_helpers_date() {
+    let bed = Bed::plan("network_time_2097_date")
         .tls()
         .helper_options(&[&format!("--ntp-server=[{SERVICE}]:{NAMED_PORT}")])
         .start();
-    let mut guest = boot(&bed, "2099-01-01");
+    let mut guest = boot(&bed, "2097-01-01");
     guest.wait_for("no NTP server gave the time", TO_PREPARING);
-    assert_set(&bed, &mut guest, "2099", "Date of the boot helper's answer");
+    assert_set(&bed, &mut guest, "2097", "Date of the boot helper's answer");
 }
 
 #[test]
