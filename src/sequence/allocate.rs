@@ -20,7 +20,7 @@ use crate::storage::eligible::{self, Exclusions, Sorted};
 use crate::storage::scope::ScopedDisks;
 use crate::storage::wipe;
 use crate::storage::wipe_policy::{Occasion, OnFailure, depth};
-use crate::storage::{disks, scope};
+use crate::storage::{disks, reservation, scope};
 
 /// How often a machine that holds looks whether something has changed.
 const HOLD: Duration = Duration::from_secs(60);
@@ -181,6 +181,8 @@ impl Registered {
         };
         let medium = &self.authorized.connected.booted.medium;
         let sorted = eligible::erasable(disks, medium.iter().map(String::as_str), &exclusions);
+        let held = block_in_place(|| reservation::held(&sorted.erasable));
+        let sorted = sorted.without_reserved(&held);
         for (disk, reason) in &sorted.left_alone {
             tracing::info!("{} is left alone: {reason}", disk.path.display());
         }

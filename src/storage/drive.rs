@@ -10,7 +10,8 @@ use super::ata::{self, Security, Transfer};
 use super::device;
 use super::disks::{Disk, Transport};
 use super::ladder::{Facts, Rung};
-use super::nvme::{self, AdminCommand, IDENTIFY_SIZE, Nvme, SANITIZE_LOG_SIZE, Sanitized};
+use super::nvme::{self, Command, IDENTIFY_SIZE, Nvme, SANITIZE_LOG_SIZE, Sanitized};
+use super::reservation;
 use super::scsi::{self, Progress, REPORT_SIZE, SENSE_SIZE, Sanitize};
 use super::wipe_disk::{self, Drive};
 
@@ -90,12 +91,21 @@ impl Drive for OpenDrive<'_> {
 
 impl OpenDrive<'_> {
     /// One NVMe admin command; answers completion dword 0.
-    fn admin(&self, mut command: AdminCommand, data: &mut [u8]) -> io::Result<u32> {
+    fn admin(&self, command: Command, data: &mut [u8]) -> io::Result<u32> {
+        self.nvme_command(command, data, ioctl::nvme_admin)
+    }
+
+    fn nvme_command(
+        &self,
+        mut command: Command,
+        data: &mut [u8],
+        send: unsafe fn(i32, *mut Command) -> nix::Result<i32>,
+    ) -> io::Result<u32> {
         command.addr = data.as_mut_ptr() as u64;
         command.data_len = u32::try_from(data.len()).map_err(io::Error::other)?;
-        // SAFETY: the kernel reads `command` and transfers at most `data_len` bytes to or from
-        // `data`; both live through the call.
-        let status = unsafe { ioctl::nvme_admin(self.file.as_raw_fd(), &raw mut command) }?;
+        // SAFETY: `send` is one of the two below that take a command; the kernel reads `command`
+        // and transfers at most `data_len` bytes to or from `data`; both live through the call.
+        let status = unsafe { send(self.file.as_raw_fd(), &raw mut command) }?;
         // A negative answer is an errno, a positive one the controller's status.
         match status {
             0 => Ok(command.result),
@@ -106,6 +116,37 @@ impl OpenDrive<'_> {
         }
     }
 
+    fn namespace(&self) -> io::Result<u32> {
+        // SAFETY: NVME_IOCTL_ID takes no argument.
+        let nsid = unsafe { ioctl::nvme_id(self.file.as_raw_fd()) }?;
+        u32::try_from(nsid).map_err(io::Error::other)
+    }
+
+    /// Whether somebody holds a reservation.
+    ///
+    /// # Errors
+    /// When the drive knows no reservations, or does not answer.
+    pub fn is_reserved(&self) -> io::Result<bool> {
+        if self.disk.transport == Transport::Nvme {
+            let nsid = self.namespace()?;
+            let mut answer = [0; reservation::NVME_SIZE];
+            let mut ask = |extended| {
+                let report = reservation::nvme_report(nsid, extended);
+                self.nvme_command(report, &mut answer, ioctl::nvme_io)
+            };
+            ask(false).or_else(|_| ask(true))?;
+            return Ok(reservation::nvme_is_held(&answer));
+        }
+        let mut answer = [0; reservation::SCSI_SIZE];
+        self.scsi(
+            &reservation::scsi_cdb(),
+            Transfer::In,
+            &mut answer,
+            reservation::ANSWER_MS,
+        )?;
+        Ok(reservation::scsi_is_held(&answer))
+    }
+
     fn identify(&self, about: nvme::About) -> io::Result<Box<[u8; IDENTIFY_SIZE]>> {
         let mut data = Box::new([0; IDENTIFY_SIZE]);
         self.admin(nvme::identify(about), &mut data[..])?;
@@ -113,9 +154,7 @@ impl OpenDrive<'_> {
     }
 
     fn nvme(&self) -> io::Result<Nvme> {
-        // SAFETY: NVME_IOCTL_ID takes no argument.
-        let nsid = unsafe { ioctl::nvme_id(self.file.as_raw_fd()) }?;
-        let nsid = u32::try_from(nsid).map_err(io::Error::other)?;
+        let nsid = self.namespace()?;
         Ok(Nvme::parse(
             nsid,
             &*self.identify(nvme::About::Controller)?,
@@ -342,6 +381,7 @@ impl SgIoHeader {
 /// Kernel, `include/uapi/linux/nvme_ioctl.h` and `include/scsi/sg.h`.
 mod ioctl {
     nix::ioctl_none!(nvme_id, b'N', 0x40);
-    nix::ioctl_readwrite!(nvme_admin, b'N', 0x41, super::AdminCommand);
+    nix::ioctl_readwrite!(nvme_admin, b'N', 0x41, super::Command);
+    nix::ioctl_readwrite!(nvme_io, b'N', 0x43, super::Command);
     nix::ioctl_readwrite_bad!(sg_io, 0x2285, super::SgIoHeader);
 }

@@ -25,6 +25,7 @@ mod plan_filesystems;
 mod plan_show;
 pub mod plan_stacks;
 pub mod preview;
+pub mod reservation;
 pub mod scope;
 pub mod scsi;
 pub mod signatures;
