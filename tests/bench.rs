@@ -59,7 +59,8 @@ fn main() {
     let wanted = |name: &str| {
         (names.is_empty() && name != "soak") || names.iter().any(|wanted| wanted == name)
     };
-    let benches: [(&str, fn() -> Vec<Row>); 8] = [
+    type Bench = fn() -> Vec<Row>;
+    let benches: [(&str, Bench); 8] = [
         ("size", size),
         ("slaac", slaac),
         ("boot", boot),
