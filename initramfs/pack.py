@@ -201,6 +201,8 @@ def main():
     sources = {name: Path(directory) for name, _, directory in (source.partition("=") for source in options.source)}
     archive = Archive(sources)
     for number, kind, words in manifest_lines(options.manifest):
+        if kind == "package" and len(words) < 2:
+            sys.exit(f"{options.manifest}:{number}: package '{' '.join(words)}' has no licence")
         if kind == "package" or (words and words[0] in options.without):
             continue
         try:
