@@ -9,6 +9,8 @@ mod support;
 
 #[path = "bench/boot_helper.rs"]
 mod boot_helper;
+#[path = "bench/media.rs"]
+mod boot_media;
 #[path = "network/lab.rs"]
 #[allow(dead_code)]
 mod lab;
@@ -59,10 +61,11 @@ fn main() {
     let wanted = |name: &str| {
         (names.is_empty() && name != "soak") || names.iter().any(|wanted| wanted == name)
     };
-    let benches: [(&str, fn() -> Vec<Row>); 8] = [
+    let benches: [(&str, fn() -> Vec<Row>); 9] = [
         ("size", size),
         ("slaac", slaac),
         ("boot", boot),
+        ("media", boot_media::media),
         ("install", install),
         ("inventory", inventory),
         ("image", image::image),
