@@ -127,7 +127,7 @@ need_packages() {
 }
 
 # fetch_packages DIRECTORY PACKAGE...: unpack Debian packages below DIRECTORY
-# without installing them, and print "package version" lines. Each version is
+# without installing them, and print "package version sha256" lines. Each version is
 # downloaded once into the cache; nothing else on this machine changes.
 fetch_packages() {
     local directory=$1 kept=$CACHE/debs log=$LOGS/fetch-packages.log package version deb
@@ -140,7 +140,7 @@ fetch_packages() {
     _candidates "$@" | while read -r package version; do
         deb=$(_deb_path "$kept" "$package" "$version")
         dpkg-deb -x "$deb" "$directory" || die "cannot unpack $deb; delete it and try again"
-        echo "$package $version"
+        echo "$package $version $(sha256sum <"$deb" | cut -d ' ' -f 1)"
     done
 }
 
@@ -172,6 +172,22 @@ _download_missing() {
     (cd "$kept" && _apt -o APT::Sandbox::User=root download "${missing[@]}")
 }
 
+# need_venv REQUIREMENTS LINK: Python packages, all of them pinned by hash, in target/LINK.
+need_venv() {
+    local requirements=$1 link=$2 python=/usr/bin/python3 key
+    key=$({ "$python" --version; cat "$requirements"; } | sha256sum | cut -c1-16)
+    local dir=$CACHE/venv-$key
+    if [[ ! -e $dir/complete ]]; then
+        say "making the Python environment $link"
+        rm -rf "$dir"
+        logged venv "$python" -m venv "$dir"
+        logged pip "$dir/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
+            --only-binary :all: --requirement "$requirements"
+        touch "$dir/complete"
+    fi
+    ln -sfnT "$dir" "$TARGET/$link"
+}
+
 # _rust_ok VERSION: is a whole tool chain of at least this version in PATH?
 _rust_ok() {
     local found
@@ -197,4 +213,9 @@ need_rust() {
     need_packages ca-certificates cargo-web rustc-web rust-web-clippy rustfmt-web
     hash -r
     _rust_ok "$wanted" || die "rustc is $(rustc --version 2>&1); Cargo.toml wants $wanted or newer"
+}
+
+# build_media INITRD DIRECTORY: every medium that is released, into DIRECTORY.
+build_media() {
+    scripts/build-iso --initrd "$1" --output "$2/metal-anvil.iso"
 }

@@ -395,6 +395,17 @@ impl Guest {
             .unwrap_or_else(|error| panic!("{command}: {error}"));
     }
 
+    /// Bytes and requests that the machine has read from its medium since power-on.
+    pub fn read_from_medium(&self) -> (u64, u64) {
+        let answer = self.qmp.execute("query-blockstats", json!({}));
+        let answer = answer.unwrap_or_else(|error| panic!("query-blockstats: {error}"));
+        let drives = answer.as_array().expect("a list of drives");
+        let stats = drives.iter().find(|drive| drive["device"] == "iso");
+        let stats = &stats.expect("a medium is attached")["stats"];
+        let number = |name: &str| stats[name].as_u64().expect("a number");
+        (number("rd_bytes"), number("rd_operations"))
+    }
+
     /// Presses the power button (ACPI).
     pub fn power_button(&self) {
         self.qmp
