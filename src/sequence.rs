@@ -7,9 +7,11 @@
 
 mod allocate;
 mod authorize;
+mod back_off;
 mod bmc;
 pub mod boot_disk;
 mod booted;
+pub mod class;
 mod clock;
 mod connect;
 pub mod failure;
@@ -17,6 +19,8 @@ mod finish;
 mod install;
 mod preflight;
 mod register;
+mod silence;
+mod token;
 
 use std::convert::Infallible;
 
@@ -39,13 +43,27 @@ const ESP_MOUNT: &str = "/run/esp";
 /// # Errors
 /// The first thing that kept the boot from going on.
 pub async fn boot(lifeline: Lifeline, verbosity: Verbosity) -> Result<Infallible, Failure> {
-    let booted = Booted::start(lifeline, verbosity)?;
-    let connected = booted.connect().await?;
-    let authorized = connected.authorize().await?;
-    let registered = authorized.register().await?;
-    let allocated = registered.allocate().await?;
-    let installed = allocated.install().await?;
-    installed.kexec().await
+    let vital = lifeline.vital().clone();
+    // Nobody gets through a step without saying how long it may be silent.
+    let booted = Booted::start(lifeline, verbosity, vital.expect("start", silence::START))?;
+    let connected = booted
+        .connect(vital.expect("network", silence::SHORT))
+        .await?;
+    let authorized = connected
+        .authorize(vital.expect("boot helper", silence::SHORT))
+        .await?;
+    let registered = authorized
+        .register(vital.expect("registration", silence::SHORT))
+        .await?;
+    let allocated = registered
+        .allocate(vital.expect("allocation", silence::SHORT))
+        .await?;
+    let installed = allocated
+        .install(vital.expect("installation", silence::SHORT))
+        .await?;
+    installed
+        .kexec(vital.expect("success report", silence::SHORT))
+        .await
 }
 
 /// Makes the firmware boot this medium again, whatever its order says: a BMC's "boot once"

@@ -9,6 +9,7 @@
 pub mod boot;
 pub mod device_path;
 pub mod esp;
+pub mod failures;
 pub mod gpt;
 pub mod journal;
 pub mod load_option;

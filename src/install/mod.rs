@@ -4,6 +4,7 @@
 mod blank;
 mod boot_info;
 pub mod chroot;
+pub mod denylist;
 mod error;
 pub mod files;
 pub mod kexec;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -12,6 +12,8 @@ use tokio::time::Instant;
 use super::clock::{self, Ntp};
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
+use super::silence;
+use super::token::{self, Refusals};
 use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
 use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
@@ -22,11 +24,10 @@ use crate::control::line::{Line, Ways};
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
 use crate::net::{Link, Path, Preference, Target};
+use crate::watchdog::Progress;
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
-/// Tokens in a row that are refused as soon as they come: another one would be, too.
-const RENEWALS: u32 = 3;
 /// A path that connects, but brings no answer for this long, gives way to the others.
 const ONE_PATH: Duration = Duration::from_secs(45);
 
@@ -60,7 +61,8 @@ impl Connected {
     ///
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
-    pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
+    pub(super) async fn authorize(self, progress: Progress) -> Result<Authorized, Failure> {
+        progress.begin(silence::boot_helper(&self.booted.settings().policy));
         let Asked {
             settings,
             path,
@@ -216,18 +218,16 @@ impl Connected {
 }
 
 impl Authorized {
-    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed,
-    /// [`RENEWALS`] times.
+    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed.
     pub(super) async fn probe(
         &self,
         silence: Duration,
         waits: u32,
     ) -> Result<Option<Allocation>, Failure> {
-        let mut renewals = 0;
+        let mut refusals = Refusals::default();
         loop {
             match self.apiserver.probe(silence, waits).await {
-                Err(error) if error.is_unauthenticated() && renewals < RENEWALS => {
-                    renewals += 1;
+                Err(error) if error.is_unauthenticated() && refusals.go_on() => {
                     self.renew_token(&error).await?;
                 }
                 result => return result.during(Step::Allocation),
@@ -235,11 +235,25 @@ impl Authorized {
         }
     }
 
-    /// Waits for an allocation, for as long as it takes; a token that expires is renewed.
+    /// Waits for an allocation, for as long as it takes. The token is renewed before it expires,
+    /// and when it is refused.
     pub(super) async fn wait_for_allocation(&self) -> Result<Allocation, Failure> {
+        let due = || token::renew_in(&self.apiserver.token(), Timestamp::now());
+        let renew = || async {
+            if let Err(failure) = self.fetch_token().await {
+                tracing::warn!("the token was not renewed before its time: {failure}");
+            }
+        };
+        token::kept_fresh(self.wait_with_any_token(), due, renew).await
+    }
+
+    async fn wait_with_any_token(&self) -> Result<Allocation, Failure> {
+        let mut refusals = Refusals::default();
         loop {
             match self.apiserver.wait_for_allocation().await {
-                Err(error) if error.is_unauthenticated() => self.renew_token(&error).await?,
+                Err(error) if error.is_unauthenticated() && refusals.go_on() => {
+                    self.renew_token(&error).await?;
+                }
                 result => return result.during(Step::Allocation),
             }
         }
@@ -264,10 +278,15 @@ impl Authorized {
     /// Fetches a new token from the boot helper.
     pub(super) async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
         tracing::warn!("{refused}; asking the boot helper for a new token");
+        self.fetch_token().await?;
+        tokio::time::sleep(RENEWAL_PAUSE).await;
+        Ok(())
+    }
+
+    async fn fetch_token(&self) -> Result<(), Failure> {
         let asked = self.connected.ask_helper().await?;
         let (_, token) = endpoint(&asked.settings)?;
         self.apiserver.set_token(token);
-        tokio::time::sleep(RENEWAL_PAUSE).await;
         Ok(())
     }
 }

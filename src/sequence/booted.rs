@@ -13,6 +13,7 @@ use crate::efi::vars::Vars;
 use crate::efi::{self, boot};
 use crate::hardware::{self, Roots};
 use crate::report::console::Verbosity;
+use crate::watchdog::Progress;
 
 /// Where the boot medium is mounted for the moment it takes to read it.
 const MEDIUM_MOUNT: &str = "/run/medium";
@@ -36,7 +37,11 @@ impl Booted {
     ///
     /// # Errors
     /// No usable machine id, no UEFI, or settings that forbid what this agent is.
-    pub fn start(lifeline: Lifeline, verbosity: Verbosity) -> Result<Self, Failure> {
+    pub fn start(
+        lifeline: Lifeline,
+        verbosity: Verbosity,
+        progress: Progress,
+    ) -> Result<Self, Failure> {
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
         refuse_half_a_policy("kernel command line", &command_line.problems)?;
@@ -51,6 +56,9 @@ impl Booted {
         let settings = Settings::from_layers(layers.clone());
         verbosity(settings.debug);
         lifeline.follow(&settings.policy);
+        progress.beat();
+        #[cfg(debug_assertions)]
+        crate::init::fault::strike();
         let efi = Vars::open(Path::new(efi::EFIVARS)).during(Step::Start)?;
         lifeline.use_efi(&efi);
         if !settings.ipv6 {

@@ -2,12 +2,14 @@
 
 use super::Booted;
 use super::failure::{During, Failure, Step};
+use super::silence;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use crate::config::policy::AddrGenMode;
 use crate::net::lldp;
 use crate::net::{self, Addressing, Network};
+use crate::watchdog::Progress;
 
 /// A machine with a usable address.
 pub struct Connected {
@@ -22,8 +24,9 @@ impl Booted {
     ///
     /// # Errors
     /// No address within the policy's time; the cause has a line for each NIC.
-    pub(super) async fn connect(self) -> Result<Connected, Failure> {
+    pub(super) async fn connect(self, progress: Progress) -> Result<Connected, Failure> {
         let policy = self.settings().policy;
+        progress.begin(silence::network(&policy));
         // No secret at all, but as stable as the addresses have to be.
         let secret = Ipv6Addr::from(self.machine.as_u128());
         let addressing = match policy.addr_gen_mode {

@@ -9,13 +9,16 @@ use secrecy::SecretString;
 use super::allocate::Allocated;
 use super::come_back;
 use super::failure::{During, Failure, Step};
+use super::silence;
 use crate::control::api::EventType;
 use crate::control::apiserver::Completion;
 use crate::efi::{boot, journal};
 use crate::init::power;
 use crate::install;
 use crate::install::kexec::Loaded;
+use crate::net;
 use crate::report::{console, memory};
+use crate::watchdog::{self, Progress};
 
 /// After InstallationSucceeded the switch port is in the tenant's network: what follows is
 /// best effort and may take this long in all (contracts.md §1).
@@ -43,7 +46,9 @@ impl Installed {
     ///
     /// # Errors
     /// The control plane refuses the report.
-    pub(super) async fn kexec(self) -> Result<Infallible, Failure> {
+    pub(super) async fn kexec(self, progress: Progress) -> Result<Infallible, Failure> {
+        let calls = silence::calls(&self.allocated.registered.authorized.settings.policy);
+        progress.begin(2 * calls);
         if let Err(failure) = self.report().await {
             // The control plane still takes the install for unfinished; so does the next boot.
             let efi = &self.allocated.registered.authorized.connected.booted.efi;
@@ -54,6 +59,7 @@ impl Installed {
         let authorized = &self.allocated.registered.authorized;
         let booted = &authorized.connected.booted;
         booted.lifeline.os_is_whole(true);
+        booted.lifeline.succeeded();
         if let Some(peak) = memory::peak_rss(Path::new("/proc")) {
             tracing::info!("peak RSS of the agent: {} MiB", peak.div_ceil(1 << 20));
         }
@@ -72,7 +78,9 @@ impl Installed {
         let error = match self.kernel.loaded {
             Ok(loaded) => {
                 tracing::info!("kexec");
+                net::quiet::take_down(Path::new("/sys"));
                 console::flush();
+                watchdog::before_kexec();
                 match loaded.execute() {
                     Err(error) => error,
                 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -14,20 +15,22 @@ use super::come_back;
 use super::failure::{During, Failure, Step};
 use super::finish::{Installed, NewKernel};
 use super::preflight::Checked;
+use super::silence;
 use crate::control::api::EventType;
 use crate::decide::{Extent, Journal};
 use crate::efi::device_path::EspLocation;
 use crate::efi::{boot, esp, journal};
 use crate::image::root::RootDir;
-use crate::image::{self, Progress, VerifiedImage};
+use crate::image::{self, VerifiedImage};
 use crate::install::files::{self, Facts};
-use crate::install::{self, BootInfo, chroot, kexec, native};
+use crate::install::{self, BootInfo, chroot, denylist, kexec, native};
 use crate::storage::apply::apply;
 use crate::storage::disks;
 use crate::storage::target::{EfiPartition, Target};
 use crate::storage::tools::Tools;
 use crate::storage::wipe;
 use crate::storage::wipe_policy::{Occasion, depth};
+use crate::watchdog::Progress;
 
 /// Where the new root is mounted.
 const TARGET: &str = "/mnt/root";
@@ -37,21 +40,23 @@ impl Allocated {
     ///
     /// # Errors
     /// Anything that went wrong. What a failure after the first write leaves is not bootable.
-    pub(super) async fn install(self) -> Result<Installed, Failure> {
+    pub(super) async fn install(self, progress: Progress) -> Result<Installed, Failure> {
+        progress.begin(silence::image());
         let lifeline = &self.registered.authorized.connected.booted.lifeline;
         lifeline.os_is_whole(self.reinstall);
         let checked = self.check().await?;
         let password = install::console_password().during(Step::Preflight)?;
+        progress.begin(silence::calls(&self.registered.authorized.settings.policy));
         self.announce().await?;
         lifeline.os_is_whole(false);
-        match self.write(&checked, &password).await {
+        match self.write(&checked, &password, &progress).await {
             Ok(kernel) => Ok(Installed {
                 allocated: self,
                 password,
                 kernel,
             }),
             Err(failure) => {
-                self.spoil(&checked);
+                self.spoil(&checked, &progress);
                 Err(failure)
             }
         }
@@ -91,6 +96,7 @@ impl Allocated {
         &self,
         checked: &Checked,
         password: &SecretString,
+        progress: &Progress,
     ) -> Result<NewKernel, Failure> {
         if !self.disks_are_empty {
             // What the layout does not cover must not survive, or be found by the next OS.
@@ -98,10 +104,15 @@ impl Allocated {
                 Extent::RootDisks => Occasion::Reinstall,
                 Extent::EveryDisk => Occasion::ChangeOfHands,
             };
-            block_in_place(|| self.registered.wipe_disks(&checked.disks, occasion))?;
+            block_in_place(|| {
+                self.registered
+                    .wipe_disks(&checked.disks, occasion, progress)
+            })?;
         }
-        let (target, image) = self.unpack(checked).await?;
+        let (target, image) = self.unpack(checked, progress).await?;
+        progress.begin(silence::INSTALLER);
         let boot_info = self.prepare(&target, password).await?;
+        progress.begin(silence::FLUSH);
         let kernel = self.make_bootable(&target, &image, &boot_info)?;
         // Its open files would keep the target busy.
         drop(boot_info);
@@ -116,15 +127,29 @@ impl Allocated {
 
     /// Lays out the disks and streams the image onto them. Should the image cache have a
     /// damaged copy, once more from the origin, onto fresh file systems.
-    async fn unpack(&self, checked: &Checked) -> Result<(Target, VerifiedImage), Failure> {
+    async fn unpack(
+        &self,
+        checked: &Checked,
+        progress: &Progress,
+    ) -> Result<(Target, VerifiedImage), Failure> {
         let mut source = checked.image.clone();
         loop {
+            progress.begin(silence::LAYOUT);
             let target =
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
             let downloads = &self.registered.authorized.downloads;
-            let show = |so_far: Progress| tracing::info!("{so_far}");
+            progress.begin(silence::image());
+            let before = AtomicU64::new(0);
+            let show = |so_far: image::Progress| {
+                // Both only ever grow: a sum that changed is an image that moved.
+                let sum = so_far.downloaded.wrapping_add(so_far.unpacked);
+                if before.swap(sum, Ordering::Relaxed) != sum {
+                    progress.beat();
+                }
+                tracing::info!("{so_far}");
+            };
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
                     tracing::info!("{}", image.summary());
@@ -234,10 +259,15 @@ impl Allocated {
             }
             Err(error) => return Err(error).during(Step::BootEntry),
         };
-        Ok(NewKernel {
-            loaded: kexec::load(boot_info, image),
-            entry,
-        })
+        let denied = &self.registered.authorized.settings.policy.kexec_denylist;
+        let loaded = match denylist::entry_that_fits(Path::new("/sys"), denied) {
+            Some(entry) => Err(install::Error::Kexec {
+                kernel: boot_info.kernel_path.clone(),
+                reason: format!("policy.kexec_denylist has {entry:?}, which is this machine"),
+            }),
+            None => kexec::load(boot_info, image),
+        };
+        Ok(NewKernel { loaded, entry })
     }
 
     /// A copy for the day the firmware forgets its variables.
@@ -252,7 +282,7 @@ impl Allocated {
 
     /// Makes sure that a half-written disk boots nowhere, should the firmware find it before
     /// this medium. Best effort: the journal says `installing` and the next boot begins anew.
-    fn spoil(&self, checked: &Checked) {
+    fn spoil(&self, checked: &Checked, progress: &Progress) {
         // A journal that calls the disks installed must not outlive what is on them.
         let efi = &self.registered.authorized.connected.booted.efi;
         if let Err(error) = journal::write(efi, &self.begun()) {
@@ -261,7 +291,7 @@ impl Allocated {
         }
         block_in_place(|| {
             unmount_below(Path::new(TARGET));
-            match wipe::wipe(&checked.disks, depth(None, Occasion::Spoiled)) {
+            match wipe::wipe(&checked.disks, depth(None, Occasion::Spoiled), progress) {
                 Ok(_) => tracing::info!("the half-written disks were made unbootable"),
                 Err(error) => tracing::warn!("a half-written disk may be bootable: {error}"),
             }

@@ -10,10 +10,12 @@ use tokio::time::timeout;
 use super::authorize::Authorized;
 use super::bmc;
 use super::failure::{During, Failure, Step};
+use super::silence;
 use crate::control::api::{EventType, Nic};
 use crate::control::apiserver::Apiserver;
 use crate::hardware::{self, Inventory, Roots};
 use crate::net::lldp::PortNeighbour;
+use crate::watchdog::Progress;
 
 /// How often the control plane hears that the machine lives (contracts.md §1).
 const ALIVE_EVERY: Duration = Duration::from_secs(60);
@@ -46,7 +48,9 @@ impl Authorized {
     ///
     /// # Errors
     /// Too few switch ports in time, or the server refuses; its message is the cause.
-    pub(super) async fn register(self) -> Result<Registered, Failure> {
+    pub(super) async fn register(self, progress: Progress) -> Result<Registered, Failure> {
+        let call = silence::calls(&self.settings.policy);
+        progress.begin(call);
         let apiserver = &self.apiserver;
         apiserver
             .send_event(EventType::Preparing, super::PROGRAM)
@@ -55,6 +59,7 @@ impl Authorized {
         if let Some(offset) = self.guessed {
             crate::clock::keep(offset);
         }
+        progress.beat();
         let super_user_password = apiserver
             .super_user_password()
             .await
@@ -65,6 +70,7 @@ impl Authorized {
         if requirement.interfaces > 0 {
             tracing::info!("listening for switches on {} ports", requirement.interfaces);
         }
+        progress.begin(silence::switches(&self.settings.policy));
         let neighbours = self
             .connected
             .lldp
@@ -81,11 +87,14 @@ impl Authorized {
                 );
             }
         }
+        // The BMC has 80 s, a call more.
+        progress.begin(call);
         let bmc = bmc::secure(bmc, &self.settings.policy, super_user_password).await?;
         apiserver
             .send_event(EventType::Registering, &bmc.warning())
             .await
             .during(Step::Registration)?;
+        progress.begin(INSPECTION + call);
         let inventory = self
             .inspect()
             .await?
@@ -98,6 +107,7 @@ impl Authorized {
         let request = hardware::register(&inventory, &ports, &partition, super::PROGRAM, tags)
             .during(Step::Registration)?;
         let request = hardware::register::with_bmc(request, bmc.bmc, &bmc.fru);
+        progress.begin(call);
         let registered = apiserver
             .register(&request)
             .await

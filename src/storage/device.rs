@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use super::disks::{DevId, Disk};
+use crate::watchdog::Progress;
 
 /// Discarded with one call, so that a huge disk does not spend minutes in one ioctl.
 const DISCARD_STEP: u64 = 64 << 30;
@@ -138,9 +139,9 @@ pub fn size(file: &File, path: &Path) -> Result<u64, Error> {
 ///
 /// # Errors
 /// `Unsupported` when it cannot discard; else what failed.
-pub fn discard(file: &File, size: u64) -> io::Result<()> {
+pub fn discard(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
     // SAFETY: the kernel reads two u64 from `range`, which lives through the call.
-    in_steps(size, DISCARD_STEP, |range| unsafe {
+    in_steps(size, DISCARD_STEP, progress, |range| unsafe {
         ioctl::blkdiscard(file.as_raw_fd(), range)
     })
 }
@@ -149,9 +150,9 @@ pub fn discard(file: &File, size: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// `Unsupported` when it cannot do that; else what failed.
-pub fn secure_discard(file: &File, size: u64) -> io::Result<()> {
+pub fn secure_discard(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
     // SAFETY: as in `discard`.
-    in_steps(size, DISCARD_STEP, |range| unsafe {
+    in_steps(size, DISCARD_STEP, progress, |range| unsafe {
         ioctl::blksecdiscard(file.as_raw_fd(), range)
     })
 }
@@ -160,9 +161,9 @@ pub fn secure_discard(file: &File, size: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// What failed.
-pub fn zero_out(file: &File, size: u64) -> io::Result<()> {
+pub fn zero_out(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
     // SAFETY: as in `discard`.
-    in_steps(size, ZERO_STEP, |range| unsafe {
+    in_steps(size, ZERO_STEP, progress, |range| unsafe {
         ioctl::blkzeroout(file.as_raw_fd(), range)
     })
 }
@@ -170,10 +171,12 @@ pub fn zero_out(file: &File, size: u64) -> io::Result<()> {
 fn in_steps(
     size: u64,
     step: u64,
+    progress: &Progress,
     act: impl Fn(&[u64; 2]) -> nix::Result<libc::c_int>,
 ) -> io::Result<()> {
     let mut start = 0;
     while start < size {
+        progress.beat();
         let range = [start, step.min(size - start)];
         match act(&range) {
             Ok(_) => start += range[1],
@@ -372,7 +375,7 @@ mod tests {
     fn a_file_cannot_discard_and_can_be_flushed() {
         let file = tempfile::tempfile().unwrap();
         for act in [discard, secure_discard, zero_out] {
-            let error = act(&file, 4096).unwrap_err();
+            let error = act(&file, 4096, &Progress::unwatched()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         }
         flush(&file).unwrap();

@@ -13,7 +13,9 @@ use super::ladder::{Facts, Rung};
 use super::nvme::{self, Command, IDENTIFY_SIZE, Nvme, SANITIZE_LOG_SIZE, Sanitized};
 use super::reservation;
 use super::scsi::{self, Progress, REPORT_SIZE, SENSE_SIZE, Sanitize};
+use super::wipe;
 use super::wipe_disk::{self, Drive};
+use crate::watchdog;
 
 /// A sanitize ends in the background: looked at this often, for this long at most.
 const POLL: Duration = Duration::from_secs(2);
@@ -25,6 +27,7 @@ const SHORT_MS: u32 = 30_000;
 pub(super) struct OpenDrive<'d> {
     pub file: &'d File,
     pub disk: &'d Disk,
+    pub progress: &'d watchdog::Progress,
 }
 
 impl Drive for OpenDrive<'_> {
@@ -80,10 +83,10 @@ impl Drive for OpenDrive<'_> {
             Rung::AtaErase => self.ata_erase(false),
             Rung::ScsiSanitizeCrypto => self.scsi_sanitize(Sanitize::Crypto),
             Rung::ScsiSanitizeBlock => self.scsi_sanitize(Sanitize::Block),
-            Rung::SecureDiscard => device::secure_discard(self.file, self.disk.size),
-            Rung::Discard => device::discard(self.file, self.disk.size),
-            Rung::ZeroOut => device::zero_out(self.file, self.disk.size),
-            Rung::Overwrite => wipe_disk::overwrite(self.file, self.disk.size),
+            Rung::SecureDiscard => device::secure_discard(self.file, self.disk.size, self.progress),
+            Rung::Discard => device::discard(self.file, self.disk.size, self.progress),
+            Rung::ZeroOut => device::zero_out(self.file, self.disk.size, self.progress),
+            Rung::Overwrite => wipe_disk::overwrite(self.file, self.disk.size, self.progress),
             Rung::Marks => Ok(()),
         }
     }
@@ -164,8 +167,9 @@ impl OpenDrive<'_> {
     }
 
     fn nvme_format(&self, erase: nvme::Erase) -> io::Result<()> {
-        self.admin(nvme::format(&self.nvme()?, erase), &mut [])
-            .map(drop)
+        let command = nvme::format(&self.nvme()?, erase);
+        let limit = Duration::from_millis(command.timeout_ms.into());
+        self.silently(limit, || self.admin(command, &mut []).map(drop))
     }
 
     fn sanitized(&self) -> io::Result<Sanitized> {
@@ -189,6 +193,14 @@ impl OpenDrive<'_> {
         })
     }
 
+    /// A command that the drive answers only when it is done, which it bounds itself.
+    fn silently<T>(&self, limit: Duration, command: impl FnOnce() -> T) -> T {
+        self.progress.begin(limit + wipe::SILENCE);
+        let done = command();
+        self.progress.begin(wipe::SILENCE);
+        done
+    }
+
     fn wait(&self, what: &str, progress: impl Fn() -> io::Result<Progress>) -> io::Result<()> {
         let disk = self.disk.path.display();
         let deadline = Instant::now() + SANITIZE_LIMIT;
@@ -206,6 +218,8 @@ impl OpenDrive<'_> {
                         tracing::info!("{disk}: {what} is at {} %", tenths * 10);
                         told = tenths;
                     }
+                    // The drive says that it is at work: no sign of ours, but one of life.
+                    self.progress.beat();
                     std::thread::sleep(POLL);
                 }
             }
@@ -314,7 +328,11 @@ impl OpenDrive<'_> {
         self.ata(ata::Command::SetPassword, SHORT_MS)?;
         let erased = self
             .ata(ata::Command::ErasePrepare, SHORT_MS)
-            .and_then(|_| self.ata(ata::Command::EraseUnit { enhanced }, ms));
+            .and_then(|_| {
+                let limit = Duration::from_millis(ms.into());
+                let erase = ata::Command::EraseUnit { enhanced };
+                self.silently(limit, || self.ata(erase, ms))
+            });
         // A successful erase has taken the password off by itself.
         let unlocked = self.take_password_off();
         erased?;

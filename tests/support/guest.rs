@@ -387,6 +387,26 @@ impl Guest {
         );
     }
 
+    /// Waits until the machine's watchdog resets it.
+    pub fn wait_watchdog(&self, seconds: u64) {
+        let limit = Duration::from_secs(seconds);
+        assert!(
+            self.qmp.event("WATCHDOG", limit).is_some(),
+            "the watchdog did not bite within {limit:?}"
+        );
+    }
+
+    /// How the guest ended, if it has.
+    pub fn ended(&mut self) -> Option<End> {
+        let event = self.qmp.event("SHUTDOWN", Duration::ZERO)?;
+        process::end(&mut self.child);
+        Some(match event["data"]["reason"].as_str() {
+            Some("guest-reset") => End::Reset,
+            Some("guest-shutdown") => End::PowerOff,
+            _ => End::Other,
+        })
+    }
+
     /// Pulls the plug: no flush, no farewell.
     pub fn power_cut(mut self) {
         let _ = self.child.kill();
