@@ -12,6 +12,7 @@ use super::device;
 use super::disks::{Disk, Transport};
 use super::drive::OpenDrive;
 use super::nvme::Command;
+use crate::watchdog::Vital;
 
 /// Bytes that are asked for: all that stands before the registered hosts.
 pub(super) const SCSI_SIZE: usize = 24;
@@ -90,9 +91,18 @@ pub fn held(disks: &[Disk]) -> Vec<String> {
 }
 
 fn is_held(disk: &Disk) -> bool {
+    // A short question, whose asker has its own patience: nobody watches for signs of life.
+    let progress = Vital::default().expect("reservations", PATIENCE);
     let answer = device::open_to_read(disk)
         .map_err(std::io::Error::other)
-        .and_then(|file| OpenDrive { file: &file, disk }.is_reserved());
+        .and_then(|file| {
+            let drive = OpenDrive {
+                file: &file,
+                disk,
+                progress: &progress,
+            };
+            drive.is_reserved()
+        });
     answer.unwrap_or_else(|error| {
         tracing::debug!("{}: no reservations: {error}", disk.path.display());
         false
