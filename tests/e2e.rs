@@ -25,5 +25,7 @@ mod installer;
 mod journal;
 #[path = "e2e/layout.rs"]
 mod layout;
+#[path = "e2e/media.rs"]
+mod media;
 #[path = "e2e/medium.rs"]
 mod medium;

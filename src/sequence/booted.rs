@@ -9,8 +9,8 @@ use super::failure::{During, Failure, Lifeline, Step};
 use crate::config::cmdline;
 use crate::config::layer::Layer;
 use crate::config::{Settings, Source, file, medium};
-use crate::efi;
 use crate::efi::vars::Vars;
+use crate::efi::{self, boot};
 use crate::hardware::{self, Roots};
 use crate::report::console::Verbosity;
 
@@ -27,6 +27,8 @@ pub struct Booted {
     pub(super) medium: Vec<String>,
     pub(super) machine: Uuid,
     pub(super) efi: Vars,
+    /// The firmware starts only what a key of its own vouches for, and this kernel with it.
+    pub(super) secure_boot: bool,
 }
 
 impl Booted {
@@ -56,6 +58,12 @@ impl Booted {
                 "metal.config says ipv6: false, but this agent speaks IPv6 only; remove the key";
             return Err(Failure::new(Step::Start, why));
         }
+        let secure_boot = boot::secure_boot(&efi);
+        if secure_boot {
+            tracing::info!(
+                "Secure Boot is on: kexec starts only a kernel that is signed with a key of the firmware's db"
+            );
+        }
         let machine = hardware::machine_id(&Roots::live()).during(Step::Start)?;
         tracing::info!("machine {machine}");
         if let Some(hostname) = &settings.hostname
@@ -70,6 +78,7 @@ impl Booted {
             medium,
             machine,
             efi,
+            secure_boot,
         })
     }
 

@@ -57,11 +57,15 @@ impl Installed {
         if let Some(peak) = memory::peak_rss(Path::new("/proc")) {
             tracing::info!("peak RSS of the agent: {} MiB", peak.div_ceil(1 << 20));
         }
-        let image = &self.allocated.allocation.image.id;
+        let how = way(
+            &self.allocated.allocation.image.id,
+            &self.kernel,
+            booted.secure_boot,
+        );
         let last_words =
             authorized
                 .apiserver
-                .send_event_within(EventType::BootingNewKernel, image, LAST_WORDS);
+                .send_event_within(EventType::BootingNewKernel, &how, LAST_WORDS);
         if let Err(error) = last_words.await {
             tracing::warn!("the last event was not heard: {error}");
         }
@@ -104,5 +108,50 @@ impl Installed {
             ),
         }
         Ok(())
+    }
+}
+
+/// What the control plane is told about the boot: the image, and where this kernel refuses to
+/// start it, that the firmware does.
+fn way(image: &str, kernel: &NewKernel, secure_boot: bool) -> String {
+    if kernel.loaded.is_ok() {
+        return image.to_owned();
+    }
+    let entry = match kernel.entry {
+        Some(number) => format!("boot entry {number:04X}"),
+        None => "the removable path of its disk".to_owned(),
+    };
+    let why = if secure_boot {
+        "under Secure Boot kexec takes only a kernel that a key of the firmware vouches for"
+    } else {
+        "kexec was refused"
+    };
+    format!("{image}, by a reset into {entry}: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_kexec_is_told_of() {
+        let refused = |entry| NewKernel {
+            loaded: Err(install::Error::Kexec {
+                kernel: "/boot/vmlinuz".to_owned(),
+                reason: "not permitted".to_owned(),
+            }),
+            entry,
+        };
+        let text = way("debian-12", &refused(Some(0x1a)), true);
+        assert_eq!(
+            text,
+            "debian-12, by a reset into boot entry 001A: under Secure Boot kexec takes only a kernel \
+             that a key of the firmware vouches for"
+        );
+        let text = way("debian-12", &refused(None), false);
+        assert_eq!(
+            text,
+            "debian-12, by a reset into the removable path of its disk: kexec was refused"
+        );
     }
 }

@@ -14,6 +14,8 @@ use super::qmp::Qmp;
 
 /// Debian's OVMF: code, and the empty variable store that is copied for each test.
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// The same with Secure Boot, which wants System Management Mode.
+const OVMF_SECURE_BOOT: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// How the ISO is attached.
@@ -73,6 +75,8 @@ pub struct Machine {
     pub processors: String,
     /// OVMF; without it QEMU's legacy BIOS, which is seconds faster.
     pub uefi: bool,
+    /// OVMF with Secure Boot; what it trusts stands in `vars` (`secure_boot::Keys`).
+    pub secure_boot: bool,
     /// An order for the firmware (`bootindex`); `None`: its own BootOrder rules.
     pub order: Option<Order>,
     /// The network cards, one on each leaf in turn, by QEMU device (`virtio-net-pci`).
@@ -96,6 +100,7 @@ impl Machine {
             memory: 1024,
             processors: "1".to_owned(),
             uefi: true,
+            secure_boot: false,
             order: None,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
             extra: Vec::new(),
@@ -176,10 +181,18 @@ impl Machine {
             command.args(text.split_whitespace());
         };
         a("-nodefaults -no-user-config -display none -vga std");
+        let (smm, firmware) = if self.secure_boot {
+            ("on", OVMF_SECURE_BOOT)
+        } else {
+            ("off", OVMF_CODE)
+        };
         a(&format!(
-            "-machine q35 -accel {accel} -cpu {cpu} -smp {} -m {}",
+            "-machine q35,smm={smm} -accel {accel} -cpu {cpu} -smp {} -m {}",
             self.processors, self.memory
         ));
+        if self.secure_boot {
+            a("-global driver=cfi.pflash01,property=secure,value=on -global ICH9-LPC.disable_s3=1");
+        }
         a(&format!("-uuid {}", self.uuid));
         // A reset ends QEMU: the test sees it, and decides what the next power-on looks like.
         a("-action reboot=shutdown,watchdog=reset");
@@ -187,7 +200,7 @@ impl Machine {
         a(&format!("-qmp unix:{},server=on,wait=off", qmp.display()));
         if self.uefi {
             a(&format!(
-                "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
+                "-drive if=pflash,format=raw,unit=0,readonly=on,file={firmware}"
             ));
             a(&format!(
                 "-drive if=pflash,format=raw,unit=1,file={}",

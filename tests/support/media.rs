@@ -53,6 +53,11 @@ pub fn agent() -> Start {
 
 /// The ISO with this metal.config, attached as `media`.
 pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
+    iso_as(dir, config, media, &[])
+}
+
+/// The same by `scripts/build-iso` with more options.
+pub fn iso_as(dir: &Path, config: &Value, media: Media, more: &[&str]) -> Start {
     let file = dir.join("metal.config");
     let mut config = config.clone();
     config["policy"]["reboot_delay_seconds"] = 1.into();
@@ -65,6 +70,17 @@ pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
         ])
         .arg("--config")
         .arg(&file)
+        .args(more)
+        .arg("--output")
+        .arg(&iso));
+    Start::Iso(iso, media)
+}
+
+/// The iPXE ISO for this boot helper, attached as `media`.
+pub fn ipxe(dir: &Path, helper: &str, media: Media) -> Start {
+    let iso = dir.join("ipxe.iso");
+    run(Command::new(root().join("scripts/build-iso"))
+        .args(["--ipxe", helper])
         .arg("--output")
         .arg(&iso));
     Start::Iso(iso, media)

@@ -22,6 +22,7 @@ pub mod mock_bmc;
 pub mod netns;
 pub mod process;
 pub mod qmp;
+pub mod secure_boot;
 pub mod services;
 pub mod standin;
 
