@@ -62,8 +62,11 @@ impl Fabric {
             leaf.ip(&format!("address add {address} dev {port} nodad"));
             leaf.ip(&format!("link set {port} up"));
         }
-        for address in [HELPER, CACHE] {
-            service.ip(&format!("address add {address}/64 dev eth0 nodad"));
+        // The helper's own calls come from HELPER, as the ACL wants it: the other address is deprecated.
+        for (address, lifetime) in [(HELPER, "forever"), (CACHE, "0")] {
+            service.ip(&format!(
+                "address add {address}/64 dev eth0 nodad preferred_lft {lifetime}"
+            ));
         }
         service.ip("link set eth0 up");
         service.ip("route add default via 2001:db8:b0:ff::1");
