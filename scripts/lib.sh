@@ -276,4 +276,8 @@ need_rust() {
 # build_media INITRD DIRECTORY: every medium that is released, into DIRECTORY.
 build_media() {
     scripts/build-iso --initrd "$1" --output "$2/metal-anvil.iso"
+    scripts/build-iso --initrd "$1" --uki --output "$2/metal-anvil-uki.iso"
+    scripts/build-uki --initrd "$1" --output "$2/metal-anvil.efi"
+    # A name that the site's own DNS servers (RDNSS, DNSSL) have to know.
+    scripts/build-iso --ipxe http://metal-boot:4242 --output "$2/metal-anvil-ipxe.iso"
 }

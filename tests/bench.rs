@@ -43,6 +43,9 @@ const RUNS: usize = 3;
 /// Rounds of each kind on one running guest.
 const SLAAC_ROUNDS: usize = 20;
 
+/// Measures and gives its figures.
+type Bench = fn() -> Vec<Row>;
+
 /// One figure.
 struct Row {
     bench: &'static str,
@@ -61,7 +64,6 @@ fn main() {
     let wanted = |name: &str| {
         (names.is_empty() && name != "soak") || names.iter().any(|wanted| wanted == name)
     };
-    type Bench = fn() -> Vec<Row>;
     let benches: [(&str, Bench); 9] = [
         ("size", size),
         ("slaac", slaac),
