@@ -31,3 +31,5 @@ mod layout;
 mod media;
 #[path = "e2e/medium.rs"]
 mod medium;
+#[path = "e2e/secure_boot.rs"]
+mod secure_boot;
