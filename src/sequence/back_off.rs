@@ -40,7 +40,7 @@ fn pause(before: u8, first: Duration, unit: f64) -> Duration {
 
 /// Whether the countdown says a line when so many seconds are left.
 pub(super) fn is_worth_a_line(left: u64) -> bool {
-    left > 0 && (left % 60 == 0 || matches!(left, 30 | 10 | 5))
+    left > 0 && (left.is_multiple_of(60) || matches!(left, 30 | 10 | 5))
 }
 
 #[cfg(test)]
