@@ -94,5 +94,8 @@ async fn supervise(
     };
     // A panic elsewhere leaves the sequence running; it must not go on behind the failure.
     running.abort();
-    lifeline.fail(failure).await
+    tokio::select! {
+        never = lifeline.fail(failure) => match never {},
+        why = signals::reboot_asked_for() => match lifeline.leave(why).await {},
+    }
 }

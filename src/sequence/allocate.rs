@@ -86,8 +86,7 @@ impl Registered {
                 }
                 (Decision::BootDisk, _) => {
                     let booted = &self.authorized.connected.booted;
-                    booted.lifeline.succeeded();
-                    match boot_disk::boot(&booted.efi)? {}
+                    match boot_disk::boot(&booted.efi, &booted.lifeline)? {}
                 }
                 (Decision::Hold, _) => {
                     progress.endless(self.hold(&mut reported_hold)).await;

@@ -18,7 +18,8 @@ pub(super) fn next(efi: Option<&Vars>, first: Duration) -> (Duration, u8) {
             tracing::warn!("cannot count the failures in a row: {error}");
             UNKNOWN
         }
-        None => UNKNOWN,
+        // Before there is a firmware to ask nobody has been spoken to, either.
+        None => 0,
     };
     let pause = pause(before, first, rand::random_range(0.0..=1.0));
     (pause, before.saturating_add(1))
@@ -40,7 +41,7 @@ fn pause(before: u8, first: Duration, unit: f64) -> Duration {
 
 /// Whether the countdown says a line when so many seconds are left.
 pub(super) fn is_worth_a_line(left: u64) -> bool {
-    left > 0 && (left % 60 == 0 || matches!(left, 30 | 10 | 5))
+    left > 0 && (left.is_multiple_of(60) || matches!(left, 30 | 10 | 5))
 }
 
 #[cfg(test)]
@@ -78,9 +79,14 @@ mod tests {
 
     #[test]
     fn a_firmware_that_cannot_count_does_not_hammer() {
-        let pauses: Vec<Duration> = (0..200).map(|_| next(None, FIRST).0).collect();
+        // A directory in the variable's place: it can be neither read nor written.
+        let (dir, vars) = fixture();
+        let name = format!("MetalAnvilFailures-{}", crate::efi::journal::VENDOR);
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        let pauses: Vec<Duration> = (0..200).map(|_| next(Some(&vars), FIRST).0).collect();
         assert!(pauses.iter().any(|pause| *pause > FIRST * 4), "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= FIRST * 16));
+        assert_eq!(next(None, FIRST), (FIRST, 1), "no firmware at all");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use super::failure::{During, Failure, Step};
+use super::failure::{During, Failure, Lifeline, Step};
 use crate::efi;
 use crate::efi::vars::Vars;
 use crate::init::power;
@@ -29,8 +29,9 @@ pub fn aim(efi: &Vars) -> Result<String, Failure> {
 }
 
 /// Resets the machine into the installed OS.
-pub(super) fn boot(efi: &Vars) -> Result<Infallible, Failure> {
+pub(super) fn boot(efi: &Vars, lifeline: &Lifeline) -> Result<Infallible, Failure> {
     let chosen = aim(efi)?;
+    lifeline.succeeded();
     tracing::info!("this machine is installed: booting its disk, {chosen}");
     power::reboot_now()
 }

@@ -271,7 +271,10 @@ impl Lifeline {
             .send_event_within(event, message, REPORT_DEADLINE)
             .await
         {
-            Ok(()) => tracing::info!("the control plane knows ({event:?})"),
+            Ok(()) if event == EventType::Crashed => {
+                tracing::info!("the control plane knows (CRASHED)");
+            }
+            Ok(()) => tracing::info!("the control plane knows"),
             Err(error) => tracing::error!("cannot report the failure: {error}"),
         }
     }

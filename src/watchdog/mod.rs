@@ -89,7 +89,7 @@ static WATCHDOG: OnceLock<Watchdog> = OnceLock::new();
 /// `alarm` is told once when somebody is silent. A machine without one is watched all the same:
 /// silence is still told.
 pub fn start(sys: &Path, dev: &Path, vital: Vital, alarm: Alarm) {
-    let opened = open_first(&candidates(sys, dev), |path| Device::open(path));
+    let opened = open_first(&candidates(sys, dev), Device::open);
     let (timer, identity, timeout) = match opened {
         Some((timer, candidate, timeout)) => {
             tracing::info!(

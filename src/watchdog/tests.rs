@@ -150,7 +150,8 @@ async fn the_ways_out() {
     let kexec = Watchdog::before_kexec as fn(&Watchdog);
     let reset = Watchdog::before_reset as fn(&Watchdog);
     let hour = [Did::Disarm, Did::Timeout(600), Did::Pet];
-    let table: [(&str, bool, Rules, fn(&Watchdog), &[Did]); 6] = [
+    type Row<'a> = (&'a str, bool, Rules, fn(&Watchdog), &'a [Did]);
+    let table: [Row; 6] = [
         ("iTCO_wdt", false, Rules::default(), kexec, &[Did::Disarm]),
         ("iTCO_wdt", true, Rules::default(), kexec, &hour),
         (
