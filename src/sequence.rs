@@ -15,8 +15,10 @@ mod connect;
 pub mod failure;
 mod finish;
 mod install;
+mod ports;
 mod preflight;
 mod register;
+pub mod steps;
 
 use std::convert::Infallible;
 
@@ -25,7 +27,7 @@ use failure::{Failure, Lifeline};
 
 use crate::efi;
 use crate::efi::vars::Vars;
-use crate::report::console::Verbosity;
+use crate::report::log::Verbosity;
 
 /// What this program calls itself to switches and control plane.
 pub const PROGRAM: &str = concat!("metal-anvil ", env!("CARGO_PKG_VERSION"));

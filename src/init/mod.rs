@@ -10,8 +10,8 @@ use std::path::Path;
 
 use tokio::sync::mpsc;
 
-use crate::report::console::{self, Consoles, Verbosity};
-use crate::report::memory;
+use crate::report::log::Verbosity;
+use crate::report::{console, log, memory};
 use crate::sequence;
 use crate::sequence::failure::{Failure, Lifeline, Step};
 
@@ -24,7 +24,8 @@ pub fn run() -> ! {
     if let Err(error) = mounts::mount_all() {
         eprintln!("metal-anvil: {error}");
     }
-    let verbosity = console::start_logging(Consoles::open(Path::new("/sys"), Path::new("/dev")));
+    let verbosity = log::start();
+    console::start(Path::new("/sys"), Path::new("/dev"));
     tracing::info!("{} on {}", sequence::PROGRAM, memory::host());
     let panics = panic::install_hook();
     if let Err(error) = reaper::start() {

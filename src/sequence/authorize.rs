@@ -22,6 +22,7 @@ use crate::control::line::{Line, Ways};
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
 use crate::net::{Link, Path, Preference, Target};
+use crate::report::steps;
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
@@ -61,6 +62,7 @@ impl Connected {
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
     pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
+        steps::begin(Step::BootHelper);
         let Asked {
             settings,
             path,
@@ -154,14 +156,15 @@ impl Connected {
                        or PIXIE_API_URL=http://[address]:4242 on the kernel command line";
             return Err(Failure::new(Step::BootHelper, why));
         };
-        tracing::info!(
-            "asking the boot helper {} ({})",
-            helper.value,
-            helper.source
-        );
         let BaseUrl { url, zone } = &helper.value;
         let target = Target::of(url, zone.as_deref()).during(Step::BootHelper)?;
-        let deadline = Instant::now() + local.policy.boot_helper_timeout();
+        let patience = local.policy.boot_helper_timeout();
+        let deadline = Instant::now() + patience;
+        let what = format!(
+            "asking the boot helper {} ({})",
+            helper.value, helper.source
+        );
+        steps::doing(what, Some(patience));
         let mut preference = Preference::default();
         let mut tried = BTreeSet::new();
         let (path, fetched) = loop {

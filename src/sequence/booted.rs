@@ -12,7 +12,9 @@ use crate::config::{Settings, Source, file, medium};
 use crate::efi;
 use crate::efi::vars::Vars;
 use crate::hardware::{self, Roots};
-use crate::report::console::Verbosity;
+use crate::report::event::{Event, Machine};
+use crate::report::log::Verbosity;
+use crate::report::{steps, stream};
 
 /// Where the boot medium is mounted for the moment it takes to read it.
 const MEDIUM_MOUNT: &str = "/run/medium";
@@ -35,6 +37,7 @@ impl Booted {
     /// # Errors
     /// No usable machine id, no UEFI, or settings that forbid what this agent is.
     pub fn start(lifeline: Lifeline, verbosity: Verbosity) -> Result<Self, Failure> {
+        steps::begin(Step::Start);
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
         refuse_half_a_policy("kernel command line", &command_line.problems)?;
@@ -58,6 +61,10 @@ impl Booted {
         }
         let machine = hardware::machine_id(&Roots::live()).during(Step::Start)?;
         tracing::info!("machine {machine}");
+        stream::tell(Event::Machine(Machine {
+            id: machine,
+            hardware: hardware::title(Path::new("/sys")),
+        }));
         if let Some(hostname) = &settings.hostname
             && let Err(errno) = nix::unistd::sethostname(hostname)
         {

@@ -12,12 +12,13 @@ use crate::control::api::EventType;
 use crate::control::apiserver::Apiserver;
 use crate::efi::vars::Vars;
 use crate::init::power;
+use crate::report::steps;
 
 /// How long the CRASHED event may take: the machine has to get out of this, heard or not.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The server's limit for an event's message.
-const MAX_MESSAGE: usize = 256;
+pub(super) const MAX_MESSAGE: usize = 256;
 
 /// The steps of a boot, as operators read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +26,11 @@ pub enum Step {
     Start,
     Network,
     BootHelper,
+    SwitchPorts,
     Registration,
     Allocation,
     Wipe,
+    Wait,
     Preflight,
     Partitioning,
     Image,
@@ -44,9 +47,11 @@ impl fmt::Display for Step {
             Self::Start => "start",
             Self::Network => "network",
             Self::BootHelper => "boot helper",
+            Self::SwitchPorts => "switch ports",
             Self::Registration => "registration",
             Self::Allocation => "allocation",
             Self::Wipe => "wipe",
+            Self::Wait => "wait",
             Self::Preflight => "preflight",
             Self::Partitioning => "partitioning",
             Self::Image => "image",
@@ -166,12 +171,14 @@ impl Lifeline {
     /// old OS where a re-install failed before it wrote anything.
     pub async fn fail(&self, failure: Failure) -> Infallible {
         tracing::error!("FAILED: {failure}");
+        steps::fail(&failure);
         self.report(&failure.message()).await;
         let delay = {
             let policy = self.0.policy.lock().unwrap_or_else(PoisonError::into_inner);
             policy.reboot_delay()
         };
         tracing::warn!("rebooting in {} s", delay.as_secs());
+        steps::count_down(delay.as_secs());
         tokio::time::sleep(delay).await;
         self.aim_next_boot();
         power::reboot_now()

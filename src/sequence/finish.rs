@@ -8,18 +8,23 @@ use secrecy::SecretString;
 
 use super::allocate::Allocated;
 use super::come_back;
-use super::failure::{During, Failure, Step};
+use super::failure::{During, Failure, MAX_MESSAGE, Step};
 use crate::control::api::EventType;
 use crate::control::apiserver::Completion;
+use crate::control::text::printable;
 use crate::efi::{boot, journal};
 use crate::init::power;
 use crate::install;
 use crate::install::kexec::Loaded;
-use crate::report::{console, memory};
+use crate::report::{console, memory, steps, stream};
 
 /// After InstallationSucceeded the switch port is in the tenant's network: what follows is
-/// best effort and may take this long in all (contracts.md §1).
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// best effort and may take 2 s in all (contracts.md §1): the last event, then the last lines.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+const LAST_FLUSH: Duration = Duration::from_millis(500);
+
+/// Characters of an image's name in the last event; each may have four bytes.
+const MAX_IMAGE: usize = 40;
 
 /// The way into the installed OS.
 pub(super) struct NewKernel {
@@ -44,6 +49,9 @@ impl Installed {
     /// # Errors
     /// The control plane refuses the report.
     pub(super) async fn kexec(self) -> Result<Infallible, Failure> {
+        steps::begin(Step::Report);
+        // The network may be the tenant's after the report.
+        console::flush();
         if let Err(failure) = self.report().await {
             // The control plane still takes the install for unfinished; so does the next boot.
             let efi = &self.allocated.registered.authorized.connected.booted.efi;
@@ -57,18 +65,20 @@ impl Installed {
         if let Some(peak) = memory::peak_rss(Path::new("/proc")) {
             tracing::info!("peak RSS of the agent: {} MiB", peak.div_ceil(1 << 20));
         }
-        let image = &self.allocated.allocation.image.id;
-        let last_words =
-            authorized
-                .apiserver
-                .send_event_within(EventType::BootingNewKernel, image, LAST_WORDS);
+        steps::log();
+        let message = last_message(&self.allocated.allocation.image.id);
+        let last_words = authorized.apiserver.send_event_within(
+            EventType::BootingNewKernel,
+            &message,
+            LAST_WORDS,
+        );
         if let Err(error) = last_words.await {
             tracing::warn!("the last event was not heard: {error}");
         }
         let error = match self.kernel.loaded {
             Ok(loaded) => {
                 tracing::info!("kexec");
-                console::flush();
+                stream::flush(LAST_FLUSH);
                 match loaded.execute() {
                     Err(error) => error,
                 }
@@ -104,5 +114,25 @@ impl Installed {
             ),
         }
         Ok(())
+    }
+}
+
+/// What the last event says: the image, and what the boot's time went into.
+fn last_message(image: &str) -> String {
+    let image = printable(image, MAX_IMAGE);
+    let left = MAX_MESSAGE.saturating_sub(image.len() + 2);
+    format!("{image}, {}", steps::short(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_event_is_short_whatever_an_image_is_called() {
+        for image in ["debian-12", &"\u{1F980}".repeat(200)] {
+            let message = last_message(image);
+            assert!(message.len() <= MAX_MESSAGE, "{message}");
+        }
     }
 }

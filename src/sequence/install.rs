@@ -19,9 +19,10 @@ use crate::decide::{Extent, Journal};
 use crate::efi::device_path::EspLocation;
 use crate::efi::{boot, esp, journal};
 use crate::image::root::RootDir;
-use crate::image::{self, Progress, VerifiedImage};
+use crate::image::{self, VerifiedImage};
 use crate::install::files::{self, Facts};
 use crate::install::{self, BootInfo, chroot, kexec, native};
+use crate::report::steps;
 use crate::storage::apply::apply;
 use crate::storage::disks;
 use crate::storage::target::{EfiPartition, Target};
@@ -105,6 +106,7 @@ impl Allocated {
         let kernel = self.make_bootable(&target, &image, &boot_info)?;
         // Its open files would keep the target busy.
         drop(boot_info);
+        files::write_timeline(&target.root, &steps::record());
         self.copy_journal(&target, &self.done())?;
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
@@ -119,13 +121,14 @@ impl Allocated {
     async fn unpack(&self, checked: &Checked) -> Result<(Target, VerifiedImage), Failure> {
         let mut source = checked.image.clone();
         loop {
+            steps::begin(Step::Partitioning);
             let target =
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
             let downloads = &self.registered.authorized.downloads;
-            let show = |so_far: Progress| tracing::info!("{so_far}");
-            match image::install(downloads, &source, &target.root, &show).await {
+            steps::begin(Step::Image);
+            match image::install(downloads, &source, &target.root, &steps::progress).await {
                 Ok(image) => {
                     tracing::info!("{}", image.summary());
                     return Ok((target, image));
@@ -141,6 +144,7 @@ impl Allocated {
 
     /// Writes what the installer reads, runs it, and reads what it left.
     async fn prepare(&self, target: &Target, password: &SecretString) -> Result<BootInfo, Failure> {
+        steps::begin(Step::Installer);
         let settings = &self.registered.authorized.settings;
         let root = RootDir::open(&target.root).during(Step::Installer)?;
         let fstab = target.fstab();
@@ -208,6 +212,7 @@ impl Allocated {
         image: &VerifiedImage,
         boot_info: &BootInfo,
     ) -> Result<NewKernel, Failure> {
+        steps::begin(Step::BootEntry);
         let Some(partition) = &target.esp else {
             let why = "the layout has no EFI system partition, so the firmware could never boot this disk; \
                        expected a GPT_TYPE_BOOT partition with vfat at /boot/efi";

@@ -14,6 +14,7 @@ use crate::control::api::{EventType, Nic};
 use crate::control::apiserver::Apiserver;
 use crate::hardware::{self, Inventory, Roots};
 use crate::net::lldp::PortNeighbour;
+use crate::report::steps;
 
 /// How often the control plane hears that the machine lives (contracts.md §1).
 const ALIVE_EVERY: Duration = Duration::from_secs(60);
@@ -47,6 +48,7 @@ impl Authorized {
     /// # Errors
     /// Too few switch ports in time, or the server refuses; its message is the cause.
     pub(super) async fn register(self) -> Result<Registered, Failure> {
+        steps::begin(Step::Registration);
         let apiserver = &self.apiserver;
         apiserver
             .send_event(EventType::Preparing, super::PROGRAM)
@@ -63,7 +65,9 @@ impl Authorized {
         let bmc = bmc::look(&self.settings.policy);
         let requirement = self.settings.policy.switches();
         if requirement.interfaces > 0 {
-            tracing::info!("listening for switches on {} ports", requirement.interfaces);
+            steps::begin(Step::SwitchPorts);
+            let what = format!("listening for switches on {} ports", requirement.interfaces);
+            steps::doing(what, Some(requirement.timeout));
         }
         let neighbours = self
             .connected
@@ -71,6 +75,7 @@ impl Authorized {
             .wait_for(requirement)
             .await
             .during(Step::Registration)?;
+        steps::begin(Step::Registration);
         let ports = by_link(&neighbours);
         for (link, switches) in &ports {
             for switch in switches {
@@ -167,7 +172,10 @@ fn by_link(neighbours: &[PortNeighbour]) -> Vec<(String, Vec<Nic>)> {
 async fn keep_alive(apiserver: Apiserver) {
     loop {
         tokio::time::sleep(ALIVE_EVERY).await;
-        if let Err(error) = apiserver.send_event(EventType::Alive, "").await {
+        if let Err(error) = apiserver
+            .send_event(EventType::Alive, &steps::status())
+            .await
+        {
             tracing::debug!("cannot say that the machine lives: {error}");
         }
     }
