@@ -11,7 +11,7 @@ use std::path::Path;
 use tokio::sync::mpsc;
 
 use crate::report::log::Verbosity;
-use crate::report::{console, log, memory};
+use crate::report::{console, log, memory, remote};
 use crate::sequence;
 use crate::sequence::failure::{Failure, Lifeline, Step};
 
@@ -25,6 +25,7 @@ pub fn run() -> ! {
         eprintln!("metal-anvil: {error}");
     }
     let verbosity = log::start();
+    remote::keep();
     console::start(Path::new("/sys"), Path::new("/dev"));
     tracing::info!("{} on {}", sequence::PROGRAM, memory::host());
     let panics = panic::install_hook();

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::clock::{self, Ntp};
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
+use super::logs;
 use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
 use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
@@ -101,6 +102,8 @@ impl Connected {
         let apiserver = Apiserver::new(&base.url, token, self.booted.machine, control.clone())
             .during(Step::BootHelper)?;
         self.booted.lifeline.report_to(&apiserver);
+        let mut lines = Vec::from(lines);
+        lines.extend(logs::start(&settings, self.booted.machine, &route));
         let mut keeper = JoinSet::new();
         let network = Arc::clone(&self.network);
         keeper.spawn(async move { uplink::keep(&network, &target, path, &lines).await });
