@@ -15,6 +15,7 @@ mod connect;
 pub mod failure;
 mod finish;
 mod install;
+mod logs;
 mod ports;
 mod preflight;
 mod register;
