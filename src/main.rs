@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use metal_anvil::install::kexec;
+use metal_anvil::install::forget;
 use metal_anvil::{cli, init};
 
 fn main() -> ExitCode {
@@ -10,8 +10,8 @@ fn main() -> ExitCode {
         let order = std::env::args_os().nth(1);
         // The kernel hands unknown words of its command line on: only this very word counts, and
         // it does nothing unless a kernel is loaded.
-        if order.is_some_and(|order| order.as_encoded_bytes() == kexec::LEAVE.to_bytes()) {
-            kexec::leave()
+        if order.is_some_and(|order| order.as_encoded_bytes() == forget::LEAVE.to_bytes()) {
+            forget::leave()
         }
         init::run()
     }

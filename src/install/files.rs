@@ -450,6 +450,20 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn the_timeline_lands_in_the_target_whatever_links_say() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["var", "data/log"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("/data/log", dir.path().join("var/log")).unwrap();
+        write_timeline(dir.path(), &json!({"steps": []}));
+        let written = std::fs::read(dir.path().join("data/log/metal-anvil/boot.json")).unwrap();
+        assert_eq!(written, b"{\n  \"steps\": []\n}\n");
+        // Nothing to write to is no reason to fail.
+        write_timeline(Path::new("/nonexistent"), &json!({}));
+    }
+
     proptest::proptest! {
         #[test]
         fn any_string_survives(text: String, key: String) {

@@ -1,7 +1,7 @@
 //! Starting the installed kernel: `kexec_file_load(2)`, then `reboot(RB_KEXEC)`.
 
 use std::convert::Infallible;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -9,10 +9,10 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::unistd::execve;
 
 use super::boot_info::BootInfo;
 use super::error::Error;
+use super::forget;
 use crate::image::VerifiedImage;
 
 /// An archive that holds nothing (newc, Documentation/driver-api/early-userspace/buffer-format.rst):
@@ -25,9 +25,6 @@ use crate::image::VerifiedImage;
 const EMPTY_INITRD: &[u8; 124] = b"070701\
     00000000000000000000000000000000000000010000000000000000000000000000000000000000000000000000000B00000000\
     TRAILER!!!\0\0\0\0";
-
-/// The argument with which this program is started again for the kexec alone.
-pub const LEAVE: &CStr = c"--kexec";
 
 /// Neither unload nor crash kernel nor a missing initrd (`linux/kexec.h`).
 const NO_FLAGS: libc::c_ulong = 0;
@@ -93,17 +90,14 @@ impl Loaded {
     /// Leaves for the loaded kernel. What has to be flushed or unmounted must be by now;
     /// a last `sync(2)` is done here.
     ///
-    /// The next kernel does not clear the memory that this one used. So this program first becomes
-    /// another, which knows no secret, and the kernel takes back all its memory, which it zeroes
-    /// with `init_on_free=1`.
+    /// This program becomes another first, which knows no secret ([`forget`]).
     ///
     /// # Errors
     /// The reboot call came back.
     pub fn execute(self) -> Result<Infallible, Error> {
         nix::unistd::sync();
-        let environment: [&CStr; 0] = [];
-        let Err(errno) = execve(c"/proc/self/exe", &[c"init", LEAVE], &environment);
-        tracing::warn!("this program's memory is not cleared before the kexec: {errno}");
+        let error = forget::everything();
+        tracing::warn!("this program's memory is not cleared before the kexec: {error}");
         reboot(RebootMode::RB_KEXEC).map_err(|errno| Error::Kexec {
             kernel: self.kernel,
             reason: format!("reboot(RB_KEXEC): {}", explain(errno)),
@@ -111,23 +105,8 @@ impl Loaded {
     }
 }
 
-/// What the program does that [`Loaded::execute`] becomes: the kexec, and where the kernel refuses
-/// it, a reset, by which the firmware starts the disk.
-pub fn leave() -> ! {
-    let Err(errno) = reboot(RebootMode::RB_KEXEC);
-    eprintln!(
-        "metal-anvil: no kexec: {}; booting the disk by a reset instead",
-        explain(errno)
-    );
-    let Err(errno) = reboot(RebootMode::RB_AUTOBOOT);
-    eprintln!("metal-anvil: the kernel refuses to reboot: {errno}; power-cycle this machine");
-    loop {
-        std::thread::park();
-    }
-}
-
 /// The errors of `kexec_file_load(2)` in words.
-fn explain(errno: Errno) -> String {
+pub(super) fn explain(errno: Errno) -> String {
     let text = match errno {
         Errno::EPERM => {
             "not permitted: kernel lockdown (Secure Boot) or kernel.kexec_load_disabled is in \

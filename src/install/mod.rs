@@ -6,6 +6,7 @@ mod boot_info;
 pub mod chroot;
 mod error;
 pub mod files;
+pub mod forget;
 pub mod kexec;
 mod legacy;
 pub mod native;

@@ -110,6 +110,7 @@ impl Grid {
     }
 
     /// The rows as text, without blanks at their ends.
+    #[cfg(test)]
     #[must_use]
     pub fn text(&self) -> Vec<String> {
         let row = |cells: &[Cell]| {

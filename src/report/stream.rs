@@ -174,11 +174,6 @@ impl Queue {
         std::mem::take(&mut self.lock().dropped)
     }
 
-    /// Whether somebody waits for what is queued now.
-    pub fn in_hurry(&self) -> bool {
-        self.lock().in_hurry()
-    }
-
     /// Waits for `length`, or only a moment when somebody waits for the listener.
     pub fn pause(&self, length: Duration) {
         let begin = Instant::now();
@@ -350,7 +345,6 @@ mod tests {
         let (hub, queue) = hub(10);
         tell(&hub, line(Level::INFO, "a"));
         assert!(!hub.flush(Duration::from_millis(1)), "nobody listens");
-        assert!(queue.in_hurry());
         let listener = thread::spawn({
             let queue = Arc::clone(&queue);
             // The pauses before and between are cut short by the hurry.
@@ -362,7 +356,6 @@ mod tests {
         });
         assert!(hub.flush(Duration::from_secs(60)));
         listener.join().unwrap();
-        assert!(!queue.in_hurry());
         drop(queue);
         tell(&hub, line(Level::INFO, "b"));
         assert!(

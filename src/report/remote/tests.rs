@@ -249,3 +249,111 @@ fn settings_that_name_no_server_say_what_is_wrong() {
     ));
     assert!(matches!(udp, Ok(Target::Udp(to)) if to.port() == 514));
 }
+
+/// An authority, and what it signed for a server and for a client, made with openssl.
+struct Pki {
+    dir: tempfile::TempDir,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let openssl = |arguments: &str| {
+            let mut command = std::process::Command::new("openssl");
+            let output = command
+                .args(arguments.split(' '))
+                .current_dir(&dir)
+                .output();
+            let output = output.expect("openssl (package openssl)");
+            assert!(output.status.success(), "{arguments}: {output:?}");
+        };
+        let new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        openssl(&format!(
+            "req -x509 {new} -keyout ca.key -out ca.pem -days 30 -subj /CN=ca"
+        ));
+        std::fs::write(dir.path().join("san"), "subjectAltName=IP:::1\n").unwrap();
+        for who in ["server", "client"] {
+            openssl(&format!(
+                "req {new} -keyout {who}.key -out {who}.csr -subj /CN={who}"
+            ));
+            openssl(&format!(
+                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+                 -out {who}.pem -days 30 -extfile san"
+            ));
+        }
+        Self { dir }
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(name)).unwrap()
+    }
+}
+
+/// Answers one request, of whoever has a certificate of the authority, with 204.
+fn serve_tls(pki: &Pki) -> std::net::SocketAddr {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use std::io::{Read, Write};
+
+    let certificate = |name: &str| CertificateDer::from_pem_slice(pki.read(name).as_bytes());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate("ca.pem").unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        Arc::clone(&provider),
+    );
+    let key = PrivateKeyDer::from_pem_slice(pki.read("server.key").as_bytes()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![certificate("server.pem").unwrap()], key)
+        .unwrap();
+    let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = rustls::ServerConnection::new(Arc::new(config.clone())).unwrap();
+            let mut tls = rustls::StreamOwned::new(connection, stream.unwrap());
+            let mut request = [0; 4096];
+            // Whoever has no certificate gets no further than the handshake.
+            if tls.read(&mut request).is_ok_and(|length| length > 0) {
+                let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+                tls.write_all(answer).unwrap();
+                tls.conn.send_close_notify();
+                let _ = tls.flush();
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_log_server_may_want_a_certificate() {
+    let pki = Pki::new();
+    let (runtime, address) = (runtime(), serve_tls(&pki));
+    let identity = http::Identity {
+        certificates: pki.read("client.pem"),
+        key: pki.read("client.key").into(),
+    };
+    let attempt = |identity: Option<&http::Identity>| {
+        let (ca, route) = (pki.read("ca.pem"), http::Route::default());
+        let client = http::log_client_on(Trust::PublicAnd(&ca), identity, &route).unwrap();
+        let url = format!("https://{address}/loki/api/v1/push")
+            .parse()
+            .unwrap();
+        let target = Target::Loki { url, auth: None };
+        let mut sink = Sink::new(target, labels(), Line::from(client));
+        runtime.block_on(async move { sink.attempt(&[]).await })
+    };
+    attempt(Some(&identity)).unwrap();
+    assert!(attempt(None).is_err());
+    let broken = http::Identity {
+        key: "no key".to_owned().into(),
+        ..identity
+    };
+    let route = http::Route::default();
+    let error = http::log_client_on(Trust::Public, Some(&broken), &route).unwrap_err();
+    assert!(error.to_string().contains("not PEM"), "{error}");
+}
