@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+
 use super::console::open_tty;
 use super::dashboard::Dashboard;
 use super::screen::Grid;
@@ -31,6 +33,7 @@ pub fn start(path: &Path) -> bool {
     if !is_screen(&terminal) {
         return false;
     }
+    be_silent(&terminal);
     let queue = Arc::new(Queue::new(WAITING, Dashboard::wants));
     stream::subscribe(&queue);
     std::thread::Builder::new()
@@ -44,6 +47,17 @@ fn is_screen(terminal: &File) -> bool {
     let mut mode: libc::c_int = 0;
     // SAFETY: the descriptor is open, and the kernel writes one int.
     unsafe { libc::ioctl(terminal.as_raw_fd(), KDGETMODE, &raw mut mode) == 0 }
+}
+
+/// Whoever presses keys must not write onto the dashboard.
+fn be_silent(terminal: &File) {
+    if let Ok(mut settings) = tcgetattr(terminal) {
+        settings
+            .local_flags
+            .remove(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ISIG);
+        // It goes on echoing then; the dashboard is drawn anew now and then.
+        let _ = tcsetattr(terminal, SetArg::TCSANOW, &settings);
+    }
 }
 
 /// Columns and rows, where the terminal knows them.
