@@ -27,7 +27,7 @@ fn boot() -> MutexGuard<'static, State> {
     BOOT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The boot comes to a step, or tries the one in hand once more.
+/// The boot comes to a step, unless it is there already.
 pub fn begin(step: Step) {
     let events = {
         let mut boot = boot();
@@ -35,6 +35,12 @@ pub fn begin(step: Step) {
         boot.timeline.begin(step, now())
     };
     events.into_iter().for_each(tell);
+}
+
+/// The step in hand is tried once more.
+pub fn again() {
+    let started = boot().timeline.again();
+    started.into_iter().for_each(tell);
 }
 
 /// What the step in hand does or waits for, and how long that may take.

@@ -76,10 +76,13 @@ fn run(mut terminal: File, queue: &Queue) {
     loop {
         let mut handled = 0;
         let mut next = queue.next(Some(TICK));
-        // A flood of events must not keep the screen from being drawn.
-        while let Some(record) = next.filter(|_| handled < WAITING) {
+        while let Some(record) = next {
             dashboard.apply(&record);
             handled += 1;
+            // A flood of events must not keep the screen from being drawn.
+            if handled >= WAITING {
+                break;
+            }
             next = queue.next(Some(Duration::ZERO));
         }
         let (columns, rows) = size(&terminal).unwrap_or((80, 25));

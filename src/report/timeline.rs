@@ -39,14 +39,12 @@ impl Timeline {
         }
     }
 
-    /// `step` begins: the one in hand is finished, unless it is the same, tried once more.
+    /// `step` begins, unless it is in hand already: the one before is finished.
     pub fn begin(&mut self, step: Step, now: Duration) -> Vec<Event> {
         let mut events = Vec::new();
         if let Some(entry) = self.in_hand() {
             if entry.step == step {
-                entry.tries = entry.tries.saturating_add(1);
-                let attempt = entry.tries;
-                return vec![Event::Started { step, attempt }];
+                return events;
             }
             let took = now.saturating_sub(entry.started);
             entry.took = Some(took);
@@ -68,6 +66,16 @@ impl Timeline {
         });
         events.push(Event::Started { step, attempt: 1 });
         events
+    }
+
+    /// The step in hand is tried once more.
+    pub fn again(&mut self) -> Option<Event> {
+        let entry = self.in_hand()?;
+        entry.tries = entry.tries.saturating_add(1);
+        Some(Event::Started {
+            step: entry.step,
+            attempt: entry.tries,
+        })
     }
 
     /// The boot ends in the step in hand.
@@ -180,7 +188,7 @@ mod tests {
         boot.begin(Step::Start, at(1500));
         boot.begin(Step::Network, at(1600));
         boot.begin(Step::Image, at(2800));
-        boot.begin(Step::Image, at(5000));
+        boot.again();
         boot
     }
 
@@ -192,10 +200,8 @@ mod tests {
             boot.begin(Step::Network, at(10)),
             [started(Step::Network, 1)]
         );
-        assert_eq!(
-            boot.begin(Step::Network, at(20)),
-            [started(Step::Network, 2)]
-        );
+        assert_eq!(boot.begin(Step::Network, at(20)), [], "it is in hand");
+        assert_eq!(boot.again(), Some(started(Step::Network, 2)));
         let finished = Event::Finished {
             step: Step::Network,
             took: at(20),

@@ -86,6 +86,7 @@ impl Registered {
                 }
                 (Decision::Hold, _) => {
                     self.hold(&mut reported_hold).await;
+                    steps::again();
                 }
                 (Decision::WipeAndInstall(_) | Decision::Install(_), None) => {
                     let why = "an install was decided without an allocation; this is a defect of the agent";

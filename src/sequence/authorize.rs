@@ -194,6 +194,7 @@ impl Connected {
                         return Err(error).during(Step::BootHelper);
                     };
                     tracing::warn!("{path}: {error}; asking over another link");
+                    steps::again();
                     // Once: it need not win.
                     tried.insert(next);
                     preference.first = Some(next);
@@ -201,6 +202,7 @@ impl Connected {
                 }
                 Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
                     tracing::warn!("{path}: {error}; looking for another path");
+                    steps::again();
                     preference.last = Some(path.candidate.index);
                 }
                 Err(error) => return Err(error).during(Step::BootHelper),
