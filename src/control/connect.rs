@@ -355,6 +355,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_body_is_written_once_where_it_stays() {
+        let url = Url::parse("https://api.example.org").unwrap();
+        let request = serde_json::json!({"password": "x".repeat(10_000)});
+        let body = encode(&url, &request).unwrap();
+        assert_eq!(body.capacity(), body.len(), "it grew, and left copies behind");
+        assert_eq!(*body, serde_json::to_vec(&request).unwrap());
+    }
+
+    #[test]
     fn only_http_urls_are_bases() {
         let client = crate::control::http::control_client(crate::control::http::Trust::Public);
         let client = client.unwrap();
