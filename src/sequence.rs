@@ -17,9 +17,12 @@ mod connect;
 pub mod failure;
 mod finish;
 mod install;
+mod logs;
+mod ports;
 mod preflight;
 mod register;
 mod silence;
+pub mod steps;
 mod token;
 
 use std::convert::Infallible;
@@ -29,7 +32,7 @@ use failure::{Failure, Lifeline};
 
 use crate::efi;
 use crate::efi::vars::Vars;
-use crate::report::console::Verbosity;
+use crate::report::log::Verbosity;
 
 /// What this program calls itself to switches and control plane.
 pub const PROGRAM: &str = concat!("metal-anvil ", env!("CARGO_PKG_VERSION"));

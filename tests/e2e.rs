@@ -31,5 +31,7 @@ mod layout;
 mod media;
 #[path = "e2e/medium.rs"]
 mod medium;
+#[path = "e2e/screens.rs"]
+mod screens;
 #[path = "e2e/secure_boot.rs"]
 mod secure_boot;

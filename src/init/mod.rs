@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::report::console::{self, Consoles, Verbosity};
-use crate::report::memory;
+use crate::report::log::Verbosity;
+use crate::report::{console, log, memory, remote};
 use crate::sequence;
 use crate::sequence::failure::{Failure, Lifeline, Step};
 use crate::watchdog;
@@ -30,7 +30,9 @@ pub fn run() -> ! {
     if let Err(error) = mounts::mount_all() {
         eprintln!("metal-anvil: {error}");
     }
-    let verbosity = console::start_logging(Consoles::open(Path::new("/sys"), Path::new("/dev")));
+    let verbosity = log::start();
+    remote::keep();
+    console::start(Path::new("/sys"), Path::new("/dev"));
     tracing::info!("{} on {}", sequence::PROGRAM, memory::host());
     let panics = panic::install_hook();
     let lifeline = Lifeline::default();

@@ -7,6 +7,7 @@ pub mod chroot;
 pub mod denylist;
 mod error;
 pub mod files;
+pub mod forget;
 pub mod kexec;
 mod legacy;
 pub mod native;

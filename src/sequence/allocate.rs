@@ -17,6 +17,7 @@ use crate::decide::{
 use crate::efi::gpt::Partition;
 use crate::efi::{esp, journal};
 use crate::init::power;
+use crate::report::steps;
 use crate::storage::eligible::{self, Exclusions, Sorted};
 use crate::storage::scope::ScopedDisks;
 use crate::storage::wipe;
@@ -90,6 +91,7 @@ impl Registered {
                 }
                 (Decision::Hold, _) => {
                     progress.endless(self.hold(&mut reported_hold)).await;
+                    steps::again();
                 }
                 (Decision::WipeAndInstall(_) | Decision::Install(_), None) => {
                     let why = "an install was decided without an allocation; this is a defect of the agent";
@@ -134,10 +136,10 @@ impl Registered {
     /// Whether the machine has an allocation: `None` only after a silence that proves it.
     async fn ask(&self, journal: &Journal) -> Result<Option<Allocation>, Failure> {
         let (silence, waits) = silence_that_proves_no_allocation(journal);
-        tracing::info!(
-            "asking for an allocation; {} s of silence mean none",
-            silence.as_secs()
-        );
+        steps::begin(Step::Allocation);
+        let seconds = silence.as_secs();
+        let what = format!("asking for an allocation; {seconds} s of silence mean none");
+        steps::doing(what, None);
         self.authorized.probe(silence, waits).await
     }
 
@@ -156,15 +158,15 @@ impl Registered {
 
     /// Says that a standing allocation meets a machine without a journal, then pauses.
     async fn hold(&self, reported: &mut bool) {
-        let why = "holding: this machine has an allocation but no install journal, so its disks may be in use; \
+        let why = "this machine has an allocation but no install journal, so its disks may be in use; \
                    nothing was written. Order the install with machine.allocation in metal.config, set policy.adopt, \
                    or free the machine";
-        tracing::warn!("{why}");
+        steps::hold(why);
         if !*reported {
             match self
                 .authorized
                 .apiserver
-                .send_event(EventType::Crashed, why)
+                .send_event(EventType::Crashed, &format!("holding: {why}"))
                 .await
             {
                 Ok(()) => *reported = true,
@@ -205,7 +207,6 @@ impl Registered {
     fn wipe(&self, disks: &ScopedDisks, progress: &Progress) -> Result<(), Failure> {
         let efi = &self.authorized.connected.booted.efi;
         come_back(efi);
-        tracing::info!("wiping {} disks", disks.disks().len());
         block_in_place(|| self.wipe_disks(disks, Occasion::ChangeOfHands, progress))?;
         journal::write(efi, &Journal::Wiped).during(Step::Wipe)
     }
@@ -218,6 +219,8 @@ impl Registered {
         occasion: Occasion,
         progress: &Progress,
     ) -> Result<(), Failure> {
+        steps::begin(Step::Wipe);
+        steps::doing(format!("wiping {} disks", disks.disks().len()), None);
         let policy = &self.authorized.settings.policy;
         let result = wipe::wipe(disks, depth(policy.wipe, occasion), progress);
         let (wiped, error) = match result {
@@ -240,6 +243,7 @@ impl Registered {
     /// Disks that an earlier boot wiped are looked at. Those that carry something are wiped
     /// again, and those that cannot be read: a wipe unlocks a drive whose erase was cut.
     fn check(&self, scope: &WipeScope, progress: &Progress) -> Result<(), Failure> {
+        steps::begin(Step::Wipe);
         progress.begin(silence::FLUSH);
         let disks = self.in_scope(scope)?;
         let dirty = block_in_place(|| wipe::not_known_empty(&disks));
@@ -252,11 +256,12 @@ impl Registered {
 
     /// Waits for an allocation, for as long as it takes or until the planned reboot.
     async fn wait(self, progress: &Progress) -> Result<Allocated, Failure> {
+        steps::begin(Step::Wait);
         progress.begin(silence::calls(&self.authorized.settings.policy));
         self.authorized
             .send_event(EventType::Waiting, "", Step::Allocation)
             .await?;
-        tracing::info!("waiting for an allocation");
+        steps::doing("waiting for an allocation", None);
         self.authorized.connected.booted.lifeline.succeeded();
         // An idle machine reboots, so that new agents and firmware settings reach it; at a random
         // time, so that a fleet does not reboot at once.

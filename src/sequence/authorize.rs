@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::clock::{self, Ntp};
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
+use super::logs;
 use super::silence;
 use super::token::{self, Refusals};
 use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
@@ -24,6 +25,7 @@ use crate::control::line::{Line, Ways};
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
 use crate::net::{Link, Path, Preference, Target};
+use crate::report::steps;
 use crate::watchdog::Progress;
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
@@ -62,6 +64,7 @@ impl Connected {
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
     pub(super) async fn authorize(self, progress: Progress) -> Result<Authorized, Failure> {
+        steps::begin(Step::BootHelper);
         progress.begin(silence::boot_helper(&self.booted.settings().policy));
         let Asked {
             settings,
@@ -101,6 +104,8 @@ impl Connected {
         let apiserver = Apiserver::new(&base.url, token, self.booted.machine, control.clone())
             .during(Step::BootHelper)?;
         self.booted.lifeline.report_to(&apiserver);
+        let mut lines = Vec::from(lines);
+        lines.extend(logs::start(&settings, self.booted.machine, &route));
         let mut keeper = JoinSet::new();
         let network = Arc::clone(&self.network);
         keeper.spawn(async move { uplink::keep(&network, &target, path, &lines).await });
@@ -156,14 +161,15 @@ impl Connected {
                        or PIXIE_API_URL=http://[address]:4242 on the kernel command line";
             return Err(Failure::new(Step::BootHelper, why));
         };
-        tracing::info!(
-            "asking the boot helper {} ({})",
-            helper.value,
-            helper.source
-        );
         let BaseUrl { url, zone } = &helper.value;
         let target = Target::of(url, zone.as_deref()).during(Step::BootHelper)?;
-        let deadline = Instant::now() + local.policy.boot_helper_timeout();
+        let patience = local.policy.boot_helper_timeout();
+        let deadline = Instant::now() + patience;
+        let what = format!(
+            "asking the boot helper {} ({})",
+            helper.value, helper.source
+        );
+        steps::doing(what, Some(patience));
         let mut preference = Preference::default();
         let mut tried = BTreeSet::new();
         let (path, fetched) = loop {
@@ -190,6 +196,7 @@ impl Connected {
                         return Err(error).during(Step::BootHelper);
                     };
                     tracing::warn!("{path}: {error}; asking over another link");
+                    steps::again();
                     // Once: it need not win.
                     tried.insert(next);
                     preference.first = Some(next);
@@ -197,6 +204,7 @@ impl Connected {
                 }
                 Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
                     tracing::warn!("{path}: {error}; looking for another path");
+                    steps::again();
                     preference.last = Some(path.candidate.index);
                 }
                 Err(error) => return Err(error).during(Step::BootHelper),

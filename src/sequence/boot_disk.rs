@@ -10,6 +10,7 @@ use super::failure::{During, Failure, Lifeline, Step};
 use crate::efi;
 use crate::efi::vars::Vars;
 use crate::init::power;
+use crate::report::steps;
 use crate::storage::disks::{self, Transport};
 
 /// Points BootNext at the installed OS and says which boot entry that is.
@@ -30,6 +31,7 @@ pub fn aim(efi: &Vars) -> Result<String, Failure> {
 
 /// Resets the machine into the installed OS.
 pub(super) fn boot(efi: &Vars, lifeline: &Lifeline) -> Result<Infallible, Failure> {
+    steps::begin(Step::BootDisk);
     let chosen = aim(efi)?;
     lifeline.succeeded();
     tracing::info!("this machine is installed: booting its disk, {chosen}");

@@ -12,7 +12,9 @@ use crate::config::{Settings, Source, file, medium};
 use crate::efi::vars::Vars;
 use crate::efi::{self, boot};
 use crate::hardware::{self, Roots};
-use crate::report::console::Verbosity;
+use crate::report::event::{Event, Machine};
+use crate::report::log::Verbosity;
+use crate::report::{steps, stream};
 use crate::watchdog::Progress;
 
 /// Where the boot medium is mounted for the moment it takes to read it.
@@ -42,6 +44,7 @@ impl Booted {
         verbosity: Verbosity,
         progress: Progress,
     ) -> Result<Self, Failure> {
+        steps::begin(Step::Start);
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
         refuse_half_a_policy("kernel command line", &command_line.problems)?;
@@ -74,6 +77,10 @@ impl Booted {
         }
         let machine = hardware::machine_id(&Roots::live()).during(Step::Start)?;
         tracing::info!("machine {machine}");
+        stream::tell(Event::Machine(Machine {
+            id: machine,
+            hardware: hardware::title(Path::new("/sys")),
+        }));
         if let Some(hostname) = &settings.hostname
             && let Err(errno) = nix::unistd::sethostname(hostname)
         {

@@ -18,6 +18,7 @@ use crate::control::apiserver::Apiserver;
 use crate::efi::failures;
 use crate::efi::vars::Vars;
 use crate::init::{panic, power};
+use crate::report::steps;
 use crate::watchdog::{self, Progress, Vital};
 
 /// How long the CRASHED event may take: the machine has to get out of this, heard or not.
@@ -33,7 +34,7 @@ const HOLD_ROUND: Duration = Duration::from_secs(60);
 const LONGEST_HOLD: Duration = Duration::from_secs(6 * 3600);
 
 /// The server's limit for an event's message.
-const MAX_MESSAGE: usize = 256;
+pub(super) const MAX_MESSAGE: usize = 256;
 
 /// The steps of a boot, as operators read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +42,11 @@ pub enum Step {
     Start,
     Network,
     BootHelper,
+    SwitchPorts,
     Registration,
     Allocation,
     Wipe,
+    Wait,
     Preflight,
     Partitioning,
     Image,
@@ -60,9 +63,11 @@ impl fmt::Display for Step {
             Self::Start => "start",
             Self::Network => "network",
             Self::BootHelper => "boot helper",
+            Self::SwitchPorts => "switch ports",
             Self::Registration => "registration",
             Self::Allocation => "allocation",
             Self::Wipe => "wipe",
+            Self::Wait => "wait",
             Self::Preflight => "preflight",
             Self::Partitioning => "partitioning",
             Self::Image => "image",
@@ -208,6 +213,7 @@ impl Lifeline {
         let progress = self.0.vital.only("failure handling", SILENCE);
         panic::is_handled();
         tracing::error!("FAILED: {failure}");
+        steps::fail(&failure);
         self.report(EventType::Crashed, &failure.message()).await;
         if let Class::Hold(missing) = failure.class {
             self.hold(&failure, missing, &progress, Path::new("/sys"))
@@ -242,11 +248,11 @@ impl Lifeline {
         let before = missing.present(sys);
         let begin = Instant::now();
         while begin.elapsed() < LONGEST_HOLD {
-            tracing::warn!(
-                "holding: {}; no reset can help. This machine looks again every {} s",
+            steps::hold(&format!(
+                "{}; no reset can help. This machine looks again every {} s",
                 failure.message(),
                 HOLD_ROUND.as_secs()
-            );
+            ));
             if let Some(apiserver) = self.0.apiserver.get() {
                 let alive =
                     apiserver.send_event_within(EventType::Alive, "holding", REPORT_DEADLINE);
@@ -298,6 +304,7 @@ impl Lifeline {
 async fn count_down(pause: Duration, progress: &Progress) {
     let end = Instant::now() + pause;
     tracing::warn!("rebooting in {} s", pause.as_secs());
+    steps::count_down(pause.as_secs());
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -24,6 +24,7 @@ use crate::image::root::RootDir;
 use crate::image::{self, VerifiedImage};
 use crate::install::files::{self, Facts};
 use crate::install::{self, BootInfo, chroot, denylist, kexec, native};
+use crate::report::steps;
 use crate::storage::apply::apply;
 use crate::storage::disks;
 use crate::storage::target::{EfiPartition, Target};
@@ -116,6 +117,7 @@ impl Allocated {
         let kernel = self.make_bootable(&target, &image, &boot_info)?;
         // Its open files would keep the target busy.
         drop(boot_info);
+        files::write_timeline(&target.root, &steps::record());
         self.copy_journal(&target, &self.done())?;
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
@@ -134,12 +136,14 @@ impl Allocated {
     ) -> Result<(Target, VerifiedImage), Failure> {
         let mut source = checked.image.clone();
         loop {
+            steps::begin(Step::Partitioning);
             progress.begin(silence::LAYOUT);
             let target =
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
             self.copy_journal(&target, &self.begun())?;
             let downloads = &self.registered.authorized.downloads;
+            steps::begin(Step::Image);
             progress.begin(silence::image());
             let before = AtomicU64::new(0);
             let show = |so_far: image::Progress| {
@@ -148,7 +152,7 @@ impl Allocated {
                 if before.swap(sum, Ordering::Relaxed) != sum {
                     progress.beat();
                 }
-                tracing::info!("{so_far}");
+                steps::progress(so_far);
             };
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
@@ -166,6 +170,7 @@ impl Allocated {
 
     /// Writes what the installer reads, runs it, and reads what it left.
     async fn prepare(&self, target: &Target, password: &SecretString) -> Result<BootInfo, Failure> {
+        steps::begin(Step::Installer);
         let settings = &self.registered.authorized.settings;
         let root = RootDir::open(&target.root).during(Step::Installer)?;
         let fstab = target.fstab();
@@ -233,6 +238,7 @@ impl Allocated {
         image: &VerifiedImage,
         boot_info: &BootInfo,
     ) -> Result<NewKernel, Failure> {
+        steps::begin(Step::BootEntry);
         let Some(partition) = &target.esp else {
             let why = "the layout has no EFI system partition, so the firmware could never boot this disk; \
                        expected a GPT_TYPE_BOOT partition with vfat at /boot/efi";

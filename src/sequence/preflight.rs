@@ -12,6 +12,7 @@ use crate::decide::{Extent, Journal};
 use crate::efi::gpt::Partition;
 use crate::efi::{esp, journal};
 use crate::image::{self, ImageSource};
+use crate::report::steps;
 use crate::storage::disks::Disk;
 use crate::storage::eligible::Sorted;
 use crate::storage::plan::{self, Plan, PlannedFilesystem};
@@ -31,6 +32,7 @@ impl Allocated {
     /// # Errors
     /// The layout does not fit the disks, or the image cannot be had. Nothing was written.
     pub(super) async fn check(&self) -> Result<Checked, Failure> {
+        steps::begin(Step::Preflight);
         let layout = self.allocation.layout.as_ref().map_err(|error| {
             let why = format!("the allocation's filesystemLayout cannot be understood: {error}");
             Failure::new(Step::Preflight, why)

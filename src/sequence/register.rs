@@ -15,6 +15,7 @@ use crate::control::api::{EventType, Nic};
 use crate::control::apiserver::Apiserver;
 use crate::hardware::{self, Inventory, Roots};
 use crate::net::lldp::PortNeighbour;
+use crate::report::steps;
 use crate::watchdog::Progress;
 
 /// How often the control plane hears that the machine lives (contracts.md §1).
@@ -49,6 +50,7 @@ impl Authorized {
     /// # Errors
     /// Too few switch ports in time, or the server refuses; its message is the cause.
     pub(super) async fn register(self, progress: Progress) -> Result<Registered, Failure> {
+        steps::begin(Step::Registration);
         let call = silence::calls(&self.settings.policy);
         progress.begin(call);
         let apiserver = &self.apiserver;
@@ -68,7 +70,9 @@ impl Authorized {
         let bmc = bmc::look(&self.settings.policy);
         let requirement = self.settings.policy.switches();
         if requirement.interfaces > 0 {
-            tracing::info!("listening for switches on {} ports", requirement.interfaces);
+            steps::begin(Step::SwitchPorts);
+            let what = format!("listening for switches on {} ports", requirement.interfaces);
+            steps::doing(what, Some(requirement.timeout));
         }
         progress.begin(silence::switches(&self.settings.policy));
         let neighbours = self
@@ -77,6 +81,7 @@ impl Authorized {
             .wait_for(requirement)
             .await
             .during(Step::Registration)?;
+        steps::begin(Step::Registration);
         let ports = by_link(&neighbours);
         for (link, switches) in &ports {
             for switch in switches {
@@ -177,7 +182,10 @@ fn by_link(neighbours: &[PortNeighbour]) -> Vec<(String, Vec<Nic>)> {
 async fn keep_alive(apiserver: Apiserver) {
     loop {
         tokio::time::sleep(ALIVE_EVERY).await;
-        if let Err(error) = apiserver.send_event(EventType::Alive, "").await {
+        if let Err(error) = apiserver
+            .send_event(EventType::Alive, &steps::status())
+            .await
+        {
             tracing::debug!("cannot say that the machine lives: {error}");
         }
     }

@@ -119,6 +119,8 @@ fn facts() -> String {
         }
     }
     fact("disk.json", &read("/etc/metal/disk.json"));
+    let timeline = read("/var/log/metal-anvil/boot.json");
+    fact("timeline", &timeline.replace('\n', " "));
     fact("userdata", &read("/etc/metal/userdata"));
     let mut names: Vec<_> = fs::read_dir("/etc/metal")
         .map(|dir| dir.flatten().map(|entry| entry.path()).collect())
