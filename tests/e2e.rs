@@ -27,3 +27,5 @@ mod journal;
 mod layout;
 #[path = "e2e/medium.rs"]
 mod medium;
+#[path = "e2e/reinstall.rs"]
+mod reinstall;

@@ -17,13 +17,14 @@ use super::preflight::Checked;
 use crate::control::api::EventType;
 use crate::decide::{Extent, Journal};
 use crate::efi::device_path::EspLocation;
-use crate::efi::{boot, esp, journal};
+use crate::efi::{boot, esp, journal, root_disks};
 use crate::image::root::RootDir;
 use crate::image::{self, Progress, VerifiedImage};
 use crate::install::files::{self, Facts};
 use crate::install::{self, BootInfo, chroot, kexec, native};
 use crate::storage::apply::apply;
 use crate::storage::disks;
+use crate::storage::identity::RootDisks;
 use crate::storage::target::{EfiPartition, Target};
 use crate::storage::tools::Tools;
 use crate::storage::wipe;
@@ -42,7 +43,7 @@ impl Allocated {
         lifeline.os_is_whole(self.reinstall);
         let checked = self.check().await?;
         let password = install::console_password().during(Step::Preflight)?;
-        self.announce().await?;
+        self.announce(&checked.root_disks).await?;
         lifeline.os_is_whole(false);
         match self.write(&checked, &password).await {
             Ok(kernel) => Ok(Installed {
@@ -59,7 +60,7 @@ impl Allocated {
 
     /// Says what is about to happen, last of all where a power cut cannot erase it: from
     /// then on this boot may write, and the next one knows that it did.
-    async fn announce(&self) -> Result<(), Failure> {
+    async fn announce(&self, root_disks: &RootDisks) -> Result<(), Failure> {
         self.registered
             .authorized
             .send_event(
@@ -70,6 +71,13 @@ impl Allocated {
             .await?;
         let efi = &self.registered.authorized.connected.booted.efi;
         come_back(efi);
+        // Before the journal: a re-install that is cut has to find its disks again.
+        match (root_disks::write(efi, root_disks), self.scope.extent()) {
+            (Err(error), Extent::EveryDisk) => tracing::warn!(
+                "{error}; a re-install will have to tell the disks by what stands on them"
+            ),
+            (written, _) => written.during(Step::Preflight)?,
+        }
         journal::write(efi, &self.begun()).during(Step::Preflight)
     }
 
@@ -105,7 +113,7 @@ impl Allocated {
         let kernel = self.make_bootable(&target, &image, &boot_info)?;
         // Its open files would keep the target busy.
         drop(boot_info);
-        self.copy_journal(&target, &self.done())?;
+        self.copy_journal(&target, &self.done(), &checked.root_disks)?;
         block_in_place(|| target.unmount()).during(Step::BootEntry)?;
         let efi = &self.registered.authorized.connected.booted.efi;
         // In this order: a cut between the two leads back here, to a journal that boots the disk.
@@ -122,7 +130,7 @@ impl Allocated {
             let target =
                 block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
                     .during(Step::Partitioning)?;
-            self.copy_journal(&target, &self.begun())?;
+            self.copy_journal(&target, &self.begun(), &checked.root_disks)?;
             let downloads = &self.registered.authorized.downloads;
             let show = |so_far: Progress| tracing::info!("{so_far}");
             match image::install(downloads, &source, &target.root, &show).await {
@@ -240,14 +248,21 @@ impl Allocated {
         })
     }
 
-    /// A copy for the day the firmware forgets its variables.
-    fn copy_journal(&self, target: &Target, journal: &Journal) -> Result<(), Failure> {
-        match &target.esp {
-            Some(partition) => {
-                journal::copy_to_esp(&esp_mount(target, partition), journal).during(Step::BootEntry)
-            }
-            None => Ok(()),
-        }
+    /// A copy for the day the firmware forgets its variables. Where the EFI system partition is
+    /// mirrored, each member has it.
+    fn copy_journal(
+        &self,
+        target: &Target,
+        journal: &Journal,
+        root_disks: &RootDisks,
+    ) -> Result<(), Failure> {
+        let Some(partition) = &target.esp else {
+            return Ok(());
+        };
+        let esp = esp_mount(target, partition);
+        root_disks::copy_to_esp(&esp, root_disks)
+            .and_then(|()| journal::copy_to_esp(&esp, journal))
+            .during(Step::BootEntry)
     }
 
     /// Makes sure that a half-written disk boots nowhere, should the firmware find it before

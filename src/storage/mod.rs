@@ -13,6 +13,7 @@ pub mod disks;
 mod drive;
 pub mod eligible;
 pub mod gpt;
+pub mod identity;
 pub mod ladder;
 pub mod lvm;
 pub mod md;
@@ -37,4 +38,4 @@ mod wipe_disk;
 pub mod wipe_policy;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
