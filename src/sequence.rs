@@ -12,6 +12,7 @@ pub mod boot_disk;
 mod booted;
 mod clock;
 mod connect;
+mod disk_image;
 pub mod failure;
 mod finish;
 mod install;

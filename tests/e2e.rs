@@ -13,6 +13,8 @@ mod common;
 mod control;
 #[path = "e2e/debian.rs"]
 mod debian;
+#[path = "e2e/disk_image.rs"]
+mod disk_image;
 #[path = "e2e/happy.rs"]
 mod happy;
 #[path = "e2e/helper.rs"]

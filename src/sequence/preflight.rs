@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::allocate::Allocated;
 use super::failure::{During, Failure, Step};
-use crate::control::api::Format;
+use crate::control::api::{FilesystemLayout, Format};
 use crate::decide::{Extent, Journal};
 use crate::efi::{esp, journal, root_disks};
 use crate::image::{self, ImageSource};
@@ -21,12 +21,20 @@ use crate::storage::scope::{self, ScopedDisks};
 
 /// An install that fits.
 pub(super) struct Checked {
-    pub plan: Plan,
+    pub way: Way,
     /// The disks that are wiped and written.
     pub disks: ScopedDisks,
     /// What a later re-install will tell them by.
     pub root_disks: RootDisks,
     pub image: ImageSource,
+}
+
+/// What the install makes of its disks.
+pub(super) enum Way {
+    /// The layout, with the tree of the image in it.
+    Layout(Plan),
+    /// The image is the disk; of the layout only the root's disk counts.
+    DiskImage(Disk),
 }
 
 impl Allocated {
@@ -45,24 +53,6 @@ impl Allocated {
         self.check_identity(&sorted, &disks)?;
         let root = scope::root_disks(&sorted, layout).during(Step::Preflight)?;
         let root_disks = RootDisks::new(self.allocation.uuid, &root);
-        let plan = plan::plan(layout, &sorted, &disks).during(Step::Preflight)?;
-        for line in plan.to_string().lines() {
-            tracing::info!("plan: {line}");
-        }
-        for warning in plan.warnings() {
-            tracing::warn!("plan: {warning}");
-        }
-        let esp = |filesystem: &PlannedFilesystem| {
-            filesystem.path == "/boot/efi" && filesystem.format == Format::Vfat
-        };
-        if !plan.filesystems().iter().any(esp) {
-            let why = format!(
-                "layout {:?} has no EFI system partition, so the firmware could never boot this machine; \
-                 expected a GPT_TYPE_BOOT partition with vfat at /boot/efi",
-                layout.id
-            );
-            return Err(Failure::new(Step::Preflight, why));
-        }
         let url = self.allocation.image.url.parse().map_err(|error| {
             // The text stays out: a URL may hold credentials.
             let why = format!("the allocation's image URL cannot be understood: {error}");
@@ -75,11 +65,24 @@ impl Allocated {
             without_checksum: settings.policy.image_without_checksum == Some(true),
             limit: settings.policy.image_limit(),
         };
-        image::probe(&self.registered.authorized.downloads, &image)
-            .await
-            .during(Step::Preflight)?;
+        let downloads = &self.registered.authorized.downloads;
+        let way = if image::is_disk_image(image.url.path()) {
+            let disk = the_one(&root, &layout.id)?;
+            let (path, block) = (disk.path.to_string_lossy(), disk.logical_block_size);
+            image::probe_disk(downloads, &image, &path, disk.size, block.into())
+                .await
+                .during(Step::Preflight)?;
+            tracing::info!("plan: the disk image becomes {disk}; the layout is not used");
+            Way::DiskImage(disk)
+        } else {
+            let plan = plan_of(layout, &sorted, &disks)?;
+            image::probe(downloads, &image)
+                .await
+                .during(Step::Preflight)?;
+            Way::Layout(plan)
+        };
         Ok(Checked {
-            plan,
+            way,
             disks,
             root_disks,
             image,
@@ -113,6 +116,49 @@ impl Allocated {
             identity::on_no_other_disk(allocation, record, sorted, &contents, scope)
         }
         .during(Step::Preflight)
+    }
+}
+
+/// What the layout becomes, which the log is told.
+fn plan_of(
+    layout: &FilesystemLayout,
+    sorted: &Sorted,
+    disks: &ScopedDisks,
+) -> Result<Plan, Failure> {
+    let plan = plan::plan(layout, sorted, disks).during(Step::Preflight)?;
+    for line in plan.to_string().lines() {
+        tracing::info!("plan: {line}");
+    }
+    for warning in plan.warnings() {
+        tracing::warn!("plan: {warning}");
+    }
+    let esp = |filesystem: &PlannedFilesystem| {
+        filesystem.path == "/boot/efi" && filesystem.format == Format::Vfat
+    };
+    if plan.filesystems().iter().any(esp) {
+        return Ok(plan);
+    }
+    let why = format!(
+        "layout {:?} has no EFI system partition, so the firmware could never boot this machine; \
+         expected a GPT_TYPE_BOOT partition with vfat at /boot/efi",
+        layout.id
+    );
+    Err(Failure::new(Step::Preflight, why))
+}
+
+/// The only root disk.
+fn the_one(root: &[Disk], layout: &str) -> Result<Disk, Failure> {
+    match root {
+        [disk] => Ok(disk.clone()),
+        more => {
+            let names: Vec<String> = more.iter().map(ToString::to_string).collect();
+            let why = format!(
+                "a disk image goes to one disk, but the root of layout {layout:?} is on {}: {}",
+                more.len(),
+                names.join(", ")
+            );
+            Err(Failure::new(Step::Preflight, why))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod apply;
 mod apply_stacks;
 pub mod ata;
 pub mod device;
+pub mod disk_image;
 pub mod disks;
 mod drive;
 pub mod eligible;
