@@ -14,6 +14,7 @@ mod booted;
 pub mod class;
 mod clock;
 mod connect;
+mod disk_image;
 pub mod failure;
 mod finish;
 mod install;

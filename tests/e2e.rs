@@ -13,6 +13,8 @@ mod common;
 mod control;
 #[path = "e2e/debian.rs"]
 mod debian;
+#[path = "e2e/disk_image.rs"]
+mod disk_image;
 #[path = "e2e/hang.rs"]
 mod hang;
 #[path = "e2e/happy.rs"]
@@ -31,6 +33,8 @@ mod layout;
 mod media;
 #[path = "e2e/medium.rs"]
 mod medium;
+#[path = "e2e/reinstall.rs"]
+mod reinstall;
 #[path = "e2e/screens.rs"]
 mod screens;
 #[path = "e2e/secure_boot.rs"]

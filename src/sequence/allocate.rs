@@ -37,6 +37,8 @@ pub struct Allocated {
     pub(super) disks_are_empty: bool,
     /// A finished install of this very allocation stands on the disk.
     pub(super) reinstall: bool,
+    /// The journal names this very allocation, so its disks can be told, and have to be.
+    pub(super) is_known: bool,
 }
 
 impl Registered {
@@ -69,12 +71,22 @@ impl Registered {
             tracing::info!("decision: {decision}");
             match (decision, standing) {
                 (Decision::WipeAndInstall(scope), Some(allocation)) => {
-                    let reinstall = matches!(journal, Journal::Installed { allocation: done } if done == allocation.uuid);
-                    return Ok(self.allocated(allocation, scope, false, reinstall));
+                    let (reinstall, is_known) = match journal {
+                        Journal::Installed { allocation: its } => (true, its == allocation.uuid),
+                        Journal::Installing {
+                            allocation: its, ..
+                        } => (false, its == allocation.uuid),
+                        Journal::None | Journal::Wiped => (false, false),
+                    };
+                    return Ok(Allocated {
+                        reinstall: reinstall && is_known,
+                        is_known,
+                        ..self.allocated(allocation, scope, false)
+                    });
                 }
                 (Decision::Install(scope), Some(allocation)) => {
                     self.check(&scope, &progress)?;
-                    return Ok(self.allocated(allocation, scope, true, false));
+                    return Ok(self.allocated(allocation, scope, true));
                 }
                 (Decision::WipeAndWait(scope), _) => {
                     let disks = self.in_scope(&scope)?;
@@ -101,19 +113,20 @@ impl Registered {
         }
     }
 
+    /// To be installed on a machine that nothing is known of.
     fn allocated(
         self,
         allocation: Allocation,
         scope: WipeScope,
         disks_are_empty: bool,
-        reinstall: bool,
     ) -> Allocated {
         Allocated {
             registered: self,
             allocation,
             scope,
             disks_are_empty,
-            reinstall,
+            reinstall: false,
+            is_known: false,
         }
     }
 
@@ -283,7 +296,7 @@ impl Registered {
             self.answer(Some(&allocation)),
             Default::default(),
         ) {
-            Decision::Install(scope) => Ok(self.allocated(allocation, scope, true, false)),
+            Decision::Install(scope) => Ok(self.allocated(allocation, scope, true)),
             other => {
                 let why = format!(
                     "wiped disks and an allocation lead to {other}; this is a defect of the agent"

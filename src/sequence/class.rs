@@ -83,11 +83,14 @@ impl Classed for image::Error {}
 impl Classed for install::Error {}
 impl Classed for net::lldp::Error {}
 impl Classed for net::path::TargetError {}
+impl Classed for storage::device::Error {}
 impl Classed for storage::disks::Error {}
+impl Classed for storage::identity::Error {}
 impl Classed for storage::scope::Error {}
 impl Classed for storage::plan::PlanError {}
 impl Classed for storage::wipe::WipeError {}
 impl Classed for storage::apply::ApplyError {}
+impl Classed for storage::stack::Error {}
 impl Classed for storage::target::Error {}
 
 #[cfg(test)]

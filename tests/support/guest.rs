@@ -242,21 +242,23 @@ impl Machine {
                 Some(_) => format!(",bootindex={}", number + 1),
                 None => String::new(),
             };
-            a(&match disk.bus {
-                Bus::Virtio => {
-                    format!("-device virtio-blk-pci,drive=disk{number},serial=virt{number}{order}")
-                }
-                Bus::Sata => format!(
-                    "-device ide-hd,bus=ide.{number},drive=disk{number},serial=sata{number}{order}"
+            let (device, kind) = match disk.bus {
+                Bus::Virtio => ("virtio-blk-pci".to_owned(), "virt"),
+                Bus::Sata => (format!("ide-hd,bus=ide.{number}"), "sata"),
+                Bus::Scsi => ("scsi-hd,bus=scsi.0".to_owned(), "scsi"),
+                Bus::Nvme => ("nvme".to_owned(), "nvme"),
+                Bus::Nvme4k => (
+                    "nvme,logical_block_size=4096,physical_block_size=4096".to_owned(),
+                    "nvme",
                 ),
-                Bus::Scsi => format!(
-                    "-device scsi-hd,bus=scsi.0,drive=disk{number},serial=scsi{number}{order}"
-                ),
-                Bus::Nvme => format!("-device nvme,drive=disk{number},serial=nvme{number}{order}"),
-                Bus::Nvme4k => format!(
-                    "-device nvme,drive=disk{number},serial=nvme{number},logical_block_size=4096,physical_block_size=4096{order}"
-                ),
-            });
+            };
+            let serial = match &disk.serial {
+                Some(serial) => serial.clone(),
+                None => format!("{kind}{number}"),
+            };
+            a(&format!(
+                "-device {device},drive=disk{number},serial={serial}{order}"
+            ));
         }
         match &self.start {
             Start::Disks => {}

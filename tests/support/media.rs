@@ -45,8 +45,13 @@ pub fn direct(more: &str) -> Start {
 /// The agent started directly, sent to the bed's boot helper. It does not dwell on failures
 /// as it does for a technician: no test learns anything from that.
 pub fn agent() -> Start {
+    agent_with("")
+}
+
+/// The same, with more words on its command line.
+pub fn agent_with(more: &str) -> Start {
     direct(&format!(
-        "PIXIE_API_URL={} anvil.policy.reboot_delay_seconds=1 anvil.policy.boot_helper_timeout_seconds=20",
+        "PIXIE_API_URL={} anvil.policy.reboot_delay_seconds=1 anvil.policy.boot_helper_timeout_seconds=20 {more}",
         helper_url()
     ))
 }
