@@ -27,7 +27,7 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 const LAST_FLUSH: Duration = Duration::from_millis(500);
 
 /// Characters of an image's name in the last event; each may have four bytes.
-const MAX_IMAGE: usize = 28;
+const MAX_IMAGE: usize = 24;
 
 /// The way into the installed OS.
 pub(super) struct NewKernel {
