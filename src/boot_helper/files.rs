@@ -31,6 +31,13 @@ pub struct Ask<'a> {
     pub headers: &'a HeaderMap,
 }
 
+impl<'a> Ask<'a> {
+    #[must_use]
+    pub fn new(method: &'a Method, headers: &'a HeaderMap) -> Self {
+        Self { method, headers }
+    }
+}
+
 /// Which bytes of a file are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {

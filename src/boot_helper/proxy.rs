@@ -78,6 +78,17 @@ pub struct Call {
     pub body: Body,
 }
 
+impl Call {
+    #[must_use]
+    pub fn new(method: &'static str, headers: HeaderMap, body: Body) -> Self {
+        Self {
+            method,
+            headers,
+            body,
+        }
+    }
+}
+
 /// The method of this name, if machines may call it.
 #[must_use]
 pub fn method(name: &str) -> Option<&'static str> {
@@ -106,21 +117,31 @@ impl Proxy {
     /// The future, and the body of its answer, may be dropped at any time: the call to the
     /// apiserver ends with them.
     pub async fn pass(&self, call: Call) -> Response {
-        if !call.headers.contains_key(AUTHORIZATION) {
+        let Call {
+            method,
+            headers,
+            body,
+        } = call;
+        if !headers.contains_key(AUTHORIZATION) {
             let status = StatusCode::UNAUTHORIZED;
             return error(status, "unauthenticated", "no machine token was sent");
         }
-        let text = format!("{}/{SERVICE}/{}", self.base, call.method);
+        let text = format!("{}/{SERVICE}/{method}", self.base);
         let Ok(url) = Url::parse(&text) else {
             return error(StatusCode::BAD_GATEWAY, "internal", "no such URL");
         };
-        let is_wait = call.method == WAIT;
-        let mut headers = kept(&call.headers, &REQUEST_HEADERS);
-        // A stream has no length of its own.
-        if let Some(length) = call.body.size_hint().exact() {
-            headers.insert(CONTENT_LENGTH, length.into());
-        }
-        let body = Limited::new(Timed::new(call.body, Some(DEADLINE)), REQUEST_LIMIT);
+        let is_wait = method == WAIT;
+        // A Wait is open for days; what came with it is not kept for as long.
+        let headers = {
+            let received = headers;
+            let mut headers = kept(&received, &REQUEST_HEADERS);
+            // A stream has no length of its own.
+            if let Some(length) = body.size_hint().exact() {
+                headers.insert(CONTENT_LENGTH, length.into());
+            }
+            headers
+        };
+        let body = Limited::new(Timed::new(body, Some(DEADLINE)), REQUEST_LIMIT);
         let body = Body::new(body).into_data_stream();
         let sending = self
             .client
@@ -179,6 +200,7 @@ impl Drop for Counted {
     }
 }
 
+/// Copies: a value as it was received keeps the whole buffer alive that it was read into.
 fn kept(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     let wanted = |name: &HeaderName| {
         let text = name.as_str();
@@ -187,10 +209,11 @@ fn kept(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     headers
         .iter()
         .filter(|(name, _)| wanted(name))
-        .map(|(name, value)| {
-            let mut value = value.clone();
+        .filter_map(|(name, value)| {
+            let mut value = HeaderValue::from_bytes(value.as_bytes()).ok()?;
             value.set_sensitive(*name == AUTHORIZATION);
-            (name.clone(), value)
+            let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
+            Some((name, value))
         })
         .collect()
 }

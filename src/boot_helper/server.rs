@@ -314,6 +314,18 @@ async fn config(
 }
 
 impl Shared {
+    /// What a request is to be passed on as; nothing else of it is kept.
+    fn call(&self, name: &str, request: Request) -> Result<(&Proxy, proxy::Call), Refusal> {
+        let missing = |reason| Refusal::early(StatusCode::NOT_FOUND, "method", reason);
+        let proxy = self.helper.proxy.as_ref();
+        let proxy = proxy.ok_or_else(|| missing("this helper is no proxy (--proxy-apiserver)"))?;
+        let method =
+            proxy::method(name).ok_or_else(|| missing("this is no method for machines"))?;
+        only(request.method(), &Method::POST)?;
+        let (parts, body) = request.into_parts();
+        Ok((proxy, proxy::Call::new(method, parts.headers, body)))
+    }
+
     /// The answer with a token, and how long the apiserver took for it.
     async fn token(&self, machine: Uuid) -> Result<(HelperAnswer, Duration), Refusal> {
         let helper = &self.helper;
@@ -476,25 +488,8 @@ async fn proxied(
     Path(name): Path<String>,
     request: Request,
 ) -> Response {
-    let (parts, body) = request.into_parts();
-    let call = async {
-        let missing = |reason| Refusal::early(StatusCode::NOT_FOUND, "method", reason);
-        let proxy = shared.helper.proxy.as_ref();
-        let proxy = proxy.ok_or_else(|| missing("this helper is no proxy (--proxy-apiserver)"))?;
-        let method =
-            proxy::method(&name).ok_or_else(|| missing("this is no method for machines"))?;
-        only(&parts.method, &Method::POST)?;
-        Ok((proxy, method))
-    };
-    match call.await {
-        Ok((proxy, method)) => {
-            let call = proxy::Call {
-                method,
-                headers: parts.headers,
-                body,
-            };
-            proxy.pass(call).await
-        }
+    match shared.call(&name, request) {
+        Ok((proxy, call)) => proxy.pass(call).await,
         Err(refusal) => shared.refuse(Route::Proxy, peer, &printable(&name, 64), refusal),
     }
 }
@@ -509,10 +504,7 @@ async fn static_file(
         return StatusCode::NOT_FOUND.into_response();
     };
     let path = uri.path().strip_prefix("/static/").unwrap_or_default();
-    let ask = Ask {
-        method: &method,
-        headers: &headers,
-    };
+    let ask = Ask::new(&method, &headers);
     files::serve(root.clone(), path, ask).await
 }
 
@@ -520,10 +512,7 @@ async fn image(State(shared): State_, uri: Uri, method: Method, headers: HeaderM
     let path = uri.path().strip_prefix("/image/").unwrap_or_default();
     let helper = &shared.helper;
     if let Some(cache) = helper.cache.as_ref().filter(|cache| cache.has_images()) {
-        let ask = Ask {
-            method: &method,
-            headers: &headers,
-        };
+        let ask = Ask::new(&method, &headers);
         return cache.clone().serve(path, ask).await;
     }
     let Some(cache) = helper
@@ -548,10 +537,7 @@ async fn installer(State(shared): State_, method: Method, headers: HeaderMap) ->
     let (Some(cache), Some((url, expected))) = (&helper.cache, &helper.installer) else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let ask = Ask {
-        method: &method,
-        headers: &headers,
-    };
+    let ask = Ask::new(&method, &headers);
     cache.clone().serve_known(url, expected.clone(), ask).await
 }
 
