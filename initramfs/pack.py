@@ -56,6 +56,26 @@ class Archive:
     def tool(self, path, source):
         self.file(path, 0o755, source)
         self.add_libraries(self.locate(source))
+        self.check_symbols(self.locate(source))
+
+    def library_directories(self):
+        debian = [self.sources["debian"] / directory for directory in LIBRARY_DIRECTORIES]
+        return [self.sources["absent"], *debian]
+
+    def check_symbols(self, binary):
+        """The packed loader itself binds all of BINARY's symbols, without starting it (ld.so(8))."""
+        directories = [directory for directory in self.library_directories() if directory.is_dir()]
+        loader = next(directory / LOADER for directory in directories if (directory / LOADER).is_file())
+        bound = subprocess.run(
+            [loader, "--library-path", ":".join(map(str, directories)), binary],
+            env={"LD_TRACE_LOADED_OBJECTS": "1", "LD_WARN": "yes", "LD_BIND_NOW": "yes"},
+            capture_output=True,
+            text=True,
+        )
+        wrong = [line for line in (bound.stdout + bound.stderr).splitlines() if re.search(r"not found|undefined|no version", line)]
+        if bound.returncode or wrong:
+            what = "; ".join(line.strip() for line in wrong) or f"the loader ends with {bound.returncode}"
+            raise ManifestError(f"{binary.name} would not start: {what}; initramfs/absent or the packages lack it")
 
     def add_libraries(self, binary):
         """The shared libraries that BINARY names, and theirs, under /usr/lib."""
@@ -64,8 +84,8 @@ class Archive:
             if name in self.libraries:
                 continue
             self.libraries.add(name)
-            for directory in LIBRARY_DIRECTORIES:
-                library = self.sources["debian"] / directory / name
+            for directory in self.library_directories():
+                library = directory / name
                 if library.is_file():
                     break
             else:
@@ -181,6 +201,8 @@ def main():
     sources = {name: Path(directory) for name, _, directory in (source.partition("=") for source in options.source)}
     archive = Archive(sources)
     for number, kind, words in manifest_lines(options.manifest):
+        if kind == "package" and len(words) < 2:
+            sys.exit(f"{options.manifest}:{number}: package '{' '.join(words)}' has no licence")
         if kind == "package" or (words and words[0] in options.without):
             continue
         try:

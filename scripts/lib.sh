@@ -38,6 +38,9 @@ RELEASE=$TARGET/x86_64-unknown-linux-gnu/release
 MEDIA=$TARGET/media
 LOGS=$TARGET/logs
 export CARGO_TARGET_DIR=$TARGET
+# The kernel command line of the media. The last console= is /dev/console, and what
+# the installed system gets.
+CMDLINE='console=tty0 console=ttyS0,115200n8 console=ttyS1,115200n8 loglevel=6'
 mkdir -p "$CACHE" "$MEDIA" "$LOGS"
 
 # A tree without history (an unpacked archive) gets a fixed date.
@@ -86,6 +89,35 @@ install_new() {
     mv -f "$2.new.$$" "$2"
 }
 
+# pe_with_sections OUT NAME=FILE...: an EFI program of systemd's stub and these
+# sections. objcopy puts them behind the stub's own, at addresses that it has to be told,
+# and the time of day into the header: it becomes SOURCE_DATE_EPOCH, and the checksum,
+# which no firmware looks at, none.
+pe_with_sections() {
+    local stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub out=$1 at=0 align size vma part sections=() header
+    shift
+    align=$((16#$(objdump -p "$stub" | awk '$1 == "SectionAlignment" {print $2}')))
+    while read -r size vma; do
+        if ((16#$size + 16#$vma > at)); then at=$((16#$size + 16#$vma)); fi
+    done < <(objdump -h -w "$stub" | awk '$1 ~ /^[0-9]+$/ {print $3, $4}')
+    for part in "$@"; do
+        at=$(((at + align - 1) / align * align))
+        sections+=(--add-section ".$part" --change-section-vma ".${part%%=*}=$at")
+        at=$((at + $(stat -L -c %s "${part#*=}")))
+    done
+    objcopy "${sections[@]}" "$stub" "$out"
+    header=$(od -An -t u4 -j 60 -N 4 "$out")
+    poke "$out" $((header + 8)) "$SOURCE_DATE_EPOCH"
+    poke "$out" $((header + 24 + 64)) 0
+}
+
+# poke FILE OFFSET NUMBER: write 32 bits, the least first.
+poke() {
+    local number
+    number=$(printf '%08x' "$3" | sed -E 's/(..)(..)(..)(..)/\\x\4\\x\3\\x\2\\x\1/')
+    printf '%b' "$number" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
 _package_installed() {
     [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
@@ -127,7 +159,7 @@ need_packages() {
 }
 
 # fetch_packages DIRECTORY PACKAGE...: unpack Debian packages below DIRECTORY
-# without installing them, and print "package version" lines. Each version is
+# without installing them, and print "package version sha256" lines. Each version is
 # downloaded once into the cache; nothing else on this machine changes.
 fetch_packages() {
     local directory=$1 kept=$CACHE/debs log=$LOGS/fetch-packages.log package version deb
@@ -140,7 +172,7 @@ fetch_packages() {
     _candidates "$@" | while read -r package version; do
         deb=$(_deb_path "$kept" "$package" "$version")
         dpkg-deb -x "$deb" "$directory" || die "cannot unpack $deb; delete it and try again"
-        echo "$package $version"
+        echo "$package $version $(sha256sum <"$deb" | cut -d ' ' -f 1)"
     done
 }
 
@@ -172,6 +204,48 @@ _download_missing() {
     (cd "$kept" && _apt -o APT::Sandbox::User=root download "${missing[@]}")
 }
 
+# need_venv REQUIREMENTS LINK: Python packages, all of them pinned by hash, in target/LINK.
+need_venv() {
+    local requirements=$1 link=$2 python=/usr/bin/python3 key
+    key=$({ "$python" --version; cat "$requirements"; } | sha256sum | cut -c1-16)
+    local dir=$CACHE/venv-$key
+    if [[ ! -e $dir/complete ]]; then
+        say "making the Python environment $link"
+        rm -rf "$dir"
+        logged venv "$python" -m venv "$dir"
+        logged pip "$dir/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
+            --only-binary :all: --requirement "$requirements"
+        touch "$dir/complete"
+    fi
+    ln -sfnT "$dir" "$TARGET/$link"
+}
+
+# fetch_ipxe FILE: Debian 13's iPXE for UEFI, which Debian 12's is too old for
+# (autoexec.ipxe). The package comes from the cache or, by package lists of its own, from
+# the mirror; what is installed here, and where from, does not change.
+fetch_ipxe() {
+    local version=1.21.1+git20250501.dad20602+dfsg-1
+    local digest=eeaca79dbde0fb86c102bf1d362c6f6a67ed0ddab38b3dd12e1b332339f5dd99
+    local mirror=${METAL_ANVIL_MIRROR:-http://deb.debian.org/debian} log=$LOGS/ipxe.log kept own
+    kept=$CACHE/debs/ipxe-$version-$digest.deb
+    if [[ ! -s $kept ]]; then
+        say "downloading iPXE $version"
+        own=$(mktemp -d)
+        mkdir -p "$own"/lists/partial "$own"/archives/partial
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$own/sources.list"
+        (
+            cd "$own"
+            options=(-o "Dir::Etc::SourceList=$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
+                -o "Dir::State::Lists=$own/lists" -o "Dir::Cache=$own" -o APT::Sandbox::User=root)
+            _apt "${options[@]}" update && _apt "${options[@]}" download "ipxe=$version" && mv ipxe_*.deb found.deb
+        ) >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "cannot download ipxe $version of Debian 13 (whole log: $log)"; }
+        sha256sum --quiet -c - <<<"$digest  $own/found.deb" || die "ipxe $version is not the package that scripts/lib.sh names"
+        install_new "$own/found.deb" "$kept"
+        rm -rf "$own"
+    fi
+    dpkg-deb --fsys-tarfile "$kept" | tar -xO ./usr/lib/ipxe/ipxe-amd64.efi >"$1"
+}
+
 # _rust_ok VERSION: is a whole tool chain of at least this version in PATH?
 _rust_ok() {
     local found
@@ -197,4 +271,13 @@ need_rust() {
     need_packages ca-certificates cargo-web rustc-web rust-web-clippy rustfmt-web
     hash -r
     _rust_ok "$wanted" || die "rustc is $(rustc --version 2>&1); Cargo.toml wants $wanted or newer"
+}
+
+# build_media INITRD DIRECTORY: every medium that is released, into DIRECTORY.
+build_media() {
+    scripts/build-iso --initrd "$1" --output "$2/metal-anvil.iso"
+    scripts/build-iso --initrd "$1" --uki --output "$2/metal-anvil-uki.iso"
+    scripts/build-uki --initrd "$1" --output "$2/metal-anvil.efi"
+    # A name that the site's own DNS servers (RDNSS, DNSSL) have to know.
+    scripts/build-iso --ipxe http://metal-boot:4242 --output "$2/metal-anvil-ipxe.iso"
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,9 +14,10 @@ use crate::config::{Settings, Source, file};
 use crate::control::http::{self, Trust};
 use crate::decide::Extent;
 use crate::hardware::{self, Roots, capture};
-use crate::image::{self, ImageSource, Progress};
+use crate::image::{self, DiskTarget, ImageSource, Progress};
 use crate::net::lldp::live::{self, Format};
 use crate::storage::preview::preview;
+use crate::storage::{device, disk_image, disks};
 
 /// Authorities of one site: a few certificates.
 const MAX_PEM: u64 = 1 << 20;
@@ -24,7 +26,7 @@ const MAX_PEM: u64 = 1 << 20;
 const MAX_LAYOUT: u64 = 1 << 20;
 
 /// Bare-metal boot stage. As PID 1 of its boot medium it installs the machine; anywhere
-/// else it is this command line, which never writes to a disk.
+/// else it is this command line, which writes to a disk only when told to by `image write`.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -106,17 +108,21 @@ enum LayoutVerb {
 
 #[derive(Subcommand)]
 enum ImageVerb {
-    /// Stream the image at URL into DIR and verify it, as an install does
+    /// Stream the image at URL into DIR, or a disk image onto a disk, and verify it, as an install does
     ///
     /// Download, checksum, unpacking and writing go on at the same time, nothing is stored on
     /// the way, and a broken connection is resumed. Owners, devices and capabilities need root.
     /// After a failure DIR holds a part of the image, perhaps a wrong one.
+    ///
+    /// A block device gets a disk image (*.raw, or that packed). What was on it is lost; its
+    /// partition table comes last, with the backup at the end of the disk.
     #[command(after_help = IMAGE_HELP)]
     Write {
         #[command(flatten)]
         image: Box<ImageArgs>,
-        /// Directory to unpack into; it must exist and should be empty
-        dir: PathBuf,
+        /// Directory to unpack into, which must exist and should be empty; or a whole disk
+        #[arg(value_name = "DIR|DISK")]
+        target: PathBuf,
     },
     /// Download the image at URL and check all of it, writing nothing
     ///
@@ -131,7 +137,8 @@ enum ImageVerb {
 
 const IMAGE_HELP: &str = "\
 An image is a tar archive (ustar, pax or GNU), plain or packed with lz4, zstd, gzip or xz; its
-first bytes tell, not its name. URL.sha512, URL.sha256 or URL.md5 holds its checksum as sha256sum
+first bytes tell, not its name. A disk image is told by its name, which ends in .raw before the
+packer's suffix. URL.sha512, URL.sha256 or URL.md5 holds its checksum as sha256sum
 prints it; the strongest that exists counts.
 
 Progress is shown on standard error once a second. Exit status: 0 the image is in order, 1 it is
@@ -167,7 +174,7 @@ pub fn run() -> ExitCode {
         Verb::Capture { dir } => capture(&dir),
         Verb::Config(ConfigVerb::Check { file }) => check_config(&file),
         Verb::Lldp(LldpVerb::Listen { interface, json }) => listen(&interface, json),
-        Verb::Image(ImageVerb::Write { image, dir }) => write_image(&image, &dir),
+        Verb::Image(ImageVerb::Write { image, target }) => write_image(&image, &target),
         Verb::Image(ImageVerb::Verify { image }) => verify_image(&image),
         Verb::Layout(LayoutVerb::Plan {
             file,
@@ -219,10 +226,30 @@ fn check_config(path: &Path) -> Done {
     Err(format!("{}: {}", path.display(), problems.join("\n  ")).into())
 }
 
-fn write_image(args: &ImageArgs, dir: &Path) -> Done {
+fn write_image(args: &ImageArgs, target: &Path) -> Done {
     let (runtime, client, source) = args.prepare()?;
     let show = |progress| args.show(progress);
-    let image = runtime.block_on(image::install(&client, &source, dir, &show))?;
+    let is_disk = fs::metadata(target).is_ok_and(|found| found.file_type().is_block_device());
+    if is_disk != image::is_disk_image(source.url.path()) {
+        return Err("a disk image (*.raw, *.raw.zst, *.raw.lz4, *.raw.gz, *.raw.xz) goes to a disk, any other to a directory".into());
+    }
+    let image = if is_disk {
+        // By sysfs, so that no partition and no disk in use is written.
+        let real = fs::canonicalize(target)?;
+        let disks = disks::discover(Path::new("/sys"))?;
+        let Some(disk) = disks.into_iter().find(|disk| disk.path == real) else {
+            return Err(format!("{} is no whole disk", target.display()).into());
+        };
+        let file = device::open_exclusive(&disk)?;
+        let (path, block) = (disk.path.to_string_lossy(), disk.logical_block_size);
+        let opened = DiskTarget::new(file, &path, disk.size, block.into());
+        let written = image::install_disk(&client, &source, opened, &show);
+        let (image, mut file) = runtime.block_on(written)?;
+        disk_image::settle(&mut file, &disk)?;
+        image
+    } else {
+        runtime.block_on(image::install(&client, &source, target, &show))?
+    };
     println!("{}", image.summary());
     Ok(())
 }

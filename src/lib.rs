@@ -20,3 +20,4 @@ pub mod password;
 pub mod report;
 pub mod sequence;
 pub mod storage;
+pub mod watchdog;

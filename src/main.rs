@@ -2,10 +2,17 @@
 
 use std::process::ExitCode;
 
+use metal_anvil::install::forget;
 use metal_anvil::{cli, init};
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
+        let order = std::env::args_os().nth(1);
+        // The kernel hands unknown words of its command line on: only this very word counts, and
+        // it does nothing unless a kernel is loaded.
+        if order.is_some_and(|order| order.as_encoded_bytes() == forget::LEAVE.to_bytes()) {
+            forget::leave()
+        }
         init::run()
     }
     cli::run()

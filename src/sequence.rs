@@ -7,16 +7,24 @@
 
 mod allocate;
 mod authorize;
+mod back_off;
 mod bmc;
 pub mod boot_disk;
 mod booted;
+pub mod class;
 mod clock;
 mod connect;
+mod disk_image;
 pub mod failure;
 mod finish;
 mod install;
+mod logs;
+mod ports;
 mod preflight;
 mod register;
+mod silence;
+pub mod steps;
+mod token;
 
 use std::convert::Infallible;
 
@@ -25,7 +33,7 @@ use failure::{Failure, Lifeline};
 
 use crate::efi;
 use crate::efi::vars::Vars;
-use crate::report::console::Verbosity;
+use crate::report::log::Verbosity;
 
 /// What this program calls itself to switches and control plane.
 pub const PROGRAM: &str = concat!("metal-anvil ", env!("CARGO_PKG_VERSION"));
@@ -39,13 +47,27 @@ const ESP_MOUNT: &str = "/run/esp";
 /// # Errors
 /// The first thing that kept the boot from going on.
 pub async fn boot(lifeline: Lifeline, verbosity: Verbosity) -> Result<Infallible, Failure> {
-    let booted = Booted::start(lifeline, verbosity)?;
-    let connected = booted.connect().await?;
-    let authorized = connected.authorize().await?;
-    let registered = authorized.register().await?;
-    let allocated = registered.allocate().await?;
-    let installed = allocated.install().await?;
-    installed.kexec().await
+    let vital = lifeline.vital().clone();
+    // Nobody gets through a step without saying how long it may be silent.
+    let booted = Booted::start(lifeline, verbosity, vital.expect("start", silence::START))?;
+    let connected = booted
+        .connect(vital.expect("network", silence::SHORT))
+        .await?;
+    let authorized = connected
+        .authorize(vital.expect("boot helper", silence::SHORT))
+        .await?;
+    let registered = authorized
+        .register(vital.expect("registration", silence::SHORT))
+        .await?;
+    let allocated = registered
+        .allocate(vital.expect("allocation", silence::SHORT))
+        .await?;
+    let installed = allocated
+        .install(vital.expect("installation", silence::SHORT))
+        .await?;
+    installed
+        .kexec(vital.expect("success report", silence::SHORT))
+        .await
 }
 
 /// Makes the firmware boot this medium again, whatever its order says: a BMC's "boot once"

@@ -13,6 +13,10 @@ mod common;
 mod control;
 #[path = "e2e/debian.rs"]
 mod debian;
+#[path = "e2e/disk_image.rs"]
+mod disk_image;
+#[path = "e2e/hang.rs"]
+mod hang;
 #[path = "e2e/happy.rs"]
 mod happy;
 #[path = "e2e/helper.rs"]
@@ -25,5 +29,13 @@ mod installer;
 mod journal;
 #[path = "e2e/layout.rs"]
 mod layout;
+#[path = "e2e/media.rs"]
+mod media;
 #[path = "e2e/medium.rs"]
 mod medium;
+#[path = "e2e/reinstall.rs"]
+mod reinstall;
+#[path = "e2e/screens.rs"]
+mod screens;
+#[path = "e2e/secure_boot.rs"]
+mod secure_boot;

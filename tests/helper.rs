@@ -11,6 +11,8 @@ mod config;
 mod files;
 #[path = "helper/hostile.rs"]
 mod hostile;
+#[path = "helper/https.rs"]
+mod https;
 #[path = "helper/operation.rs"]
 mod operation;
 #[path = "helper/proxy.rs"]

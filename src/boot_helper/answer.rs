@@ -10,9 +10,12 @@ use url::Url;
 
 use super::ipxe;
 use super::options::Options;
+use super::route::OS_INSTALLER;
 use crate::control::HelperAnswer;
 use crate::control::helper_answer::{Logging, OsInstaller, Policy};
 use crate::control::http::{self, Trust};
+use crate::image::Algorithm;
+use crate::image::checksum::Expected;
 
 /// Largest option file, bytes.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -99,13 +102,15 @@ impl Options {
         }
         let machine_url = self.machine_apiserver_url.as_ref();
         let text = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
-        let own_cache = || {
+        // What this helper keeps is fetched from it.
+        let kept = |path: &str| {
             let public = self
                 .public_url
                 .as_ref()
                 .filter(|_| self.cache_dir.is_some());
-            public.map(|url| format!("{}/image", text(url)))
+            public.map(|url| format!("{}{path}", text(url)))
         };
+        let own_cache = || self.cache_origin.as_ref().and_then(|_| kept("/image"));
         Ok(HelperAnswer {
             debug: self.debug,
             metal_apiserver_url: Some(text(machine_url.unwrap_or(&self.apiserver_url))),
@@ -114,7 +119,7 @@ impl Options {
             partition: Some(self.partition.clone()),
             ca_cert: self.ca_cert.as_deref().map(ca_cert).transpose()?,
             os_installer: self.os_installer_url.as_ref().map(|url| OsInstaller {
-                url: Some(url.as_str().to_owned()),
+                url: kept(OS_INSTALLER).or_else(|| Some(url.as_str().to_owned())),
                 sha256: self.os_installer_sha256.clone(),
                 drop_fields: self.os_installer_drop_fields.clone(),
             }),
@@ -128,6 +133,17 @@ impl Options {
 }
 
 impl Options {
+    /// Where the installer for images that ship none is, and its digest.
+    #[must_use]
+    pub fn installer(&self) -> Option<(Url, Expected)> {
+        let sum = self.os_installer_sha256.as_ref()?;
+        let expected = Expected {
+            algorithm: Algorithm::Sha256,
+            hex: sum.to_ascii_lowercase(),
+        };
+        Some((self.os_installer_url.clone()?, expected))
+    }
+
     /// Options that mean nothing without each other.
     fn check_company(&self) -> Result<(), OptionsError> {
         let url = ("--os-installer-url", self.os_installer_url.is_some());
@@ -135,11 +151,12 @@ impl Options {
         let drops = !self.os_installer_drop_fields.is_empty();
         let dir = ("--cache-dir", self.cache_dir.is_some());
         let origin = ("--cache-origin", self.cache_origin.is_some());
+        let content = ("--cache-origin or --os-installer-url", origin.1 || url.1);
         let pairs = [
             (url, sum),
             (sum, url),
             (("--os-installer-drop-field", drops), url),
-            (dir, origin),
+            (dir, content),
             (origin, dir),
         ];
         for ((option, given), (needed, there)) in pairs {
@@ -417,5 +434,22 @@ mod tests {
         assert_eq!(announced(&[public]).as_deref(), Some(own));
         let other = announced(&[public, "--image-cache=http://other"]);
         assert_eq!(other.as_deref(), Some("http://other"));
+
+        let sum = format!("--os-installer-sha256={}", "ab".repeat(32));
+        let installer = ["--os-installer-url=http://far/inst", &sum];
+        let told = |more: &[&str]| {
+            let all: Vec<&str> = installer.iter().chain(more).copied().collect();
+            let answer = options(&all).unwrap().answer().unwrap();
+            (
+                answer.os_installer.unwrap().url.unwrap(),
+                answer.image_cache,
+            )
+        };
+        assert_eq!(told(&[public]), ("http://far/inst".into(), None));
+        let far = told(&["--cache-dir=/tmp"]);
+        assert_eq!(far, ("http://far/inst".into(), None));
+        let near = told(&[public, "--cache-dir=/tmp"]);
+        let own = "http://[2001:db8::1]:4242/os-installer";
+        assert_eq!(near, (own.into(), None));
     }
 }

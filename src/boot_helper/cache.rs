@@ -1,9 +1,10 @@
-//! A pull-through cache of images: each is fetched once from its origin, whoever asks, and
-//! kept only when its checksum was right.
+//! A pull-through cache of images, and of the installer: each is fetched once from its origin,
+//! whoever asks, and kept only when its checksum was right.
 //!
-//! A file is known by its path **and** the checksum that stands beside it at the origin now:
-//! an image that was published anew under the old name is another file here. What cannot be
-//! kept (no checksum, no length, no room) is a redirect to the origin.
+//! A file is known by its path **and** its checksum: an image's stands beside it at the origin
+//! now, so one that was published anew under the old name is another file here; the
+//! installer's is configured. What cannot be kept (no checksum, no length, no room) is a
+//! redirect to the origin.
 
 use std::collections::HashMap;
 use std::fs::{File, FileTimes};
@@ -63,7 +64,8 @@ pub struct Cache {
     directory: PathBuf,
     /// Bytes, of complete files and of those under way.
     limit: u64,
-    origin: Url,
+    /// Where images come from; `None`: no image is served.
+    origin: Option<Url>,
     client: reqwest::Client,
     patience: Patience,
     metrics: Arc<Metrics>,
@@ -80,7 +82,7 @@ impl Cache {
     pub fn open(
         directory: PathBuf,
         limit: u64,
-        origin: Url,
+        origin: Option<Url>,
         client: reqwest::Client,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
@@ -105,6 +107,12 @@ impl Cache {
         })
     }
 
+    /// Whether there is an origin of images.
+    #[must_use]
+    pub fn has_images(&self) -> bool {
+        self.origin.is_some()
+    }
+
     /// Answers a request for what is at `path` below the origin.
     pub async fn serve(self: Arc<Self>, path: &str, ask: Ask<'_>) -> Response {
         if ask.method != Method::GET && ask.method != Method::HEAD {
@@ -127,7 +135,32 @@ impl Cache {
                 return redirect(&url);
             }
         };
-        let name = name_of(path, &expected);
+        self.give(name_of(path, &expected), &url, expected, &ask)
+            .await
+    }
+
+    /// Answers a request for what is at `url` and has this digest.
+    pub async fn serve_known(
+        self: Arc<Self>,
+        url: &Url,
+        expected: Expected,
+        ask: Ask<'_>,
+    ) -> Response {
+        if ask.method != Method::GET && ask.method != Method::HEAD {
+            return files::not_allowed();
+        }
+        self.give(name_of(url.as_str(), &expected), url, expected, &ask)
+            .await
+    }
+
+    /// The file from the disk, or as it comes from `url`.
+    async fn give(
+        self: Arc<Self>,
+        name: String,
+        url: &Url,
+        expected: Expected,
+        ask: &Ask<'_>,
+    ) -> Response {
         let tag = format!("\"{}-{}\"", expected.algorithm, expected.hex);
         let stored = self.directory.join(&name);
         let opened = tokio::task::spawn_blocking(move || open_used(&stored)).await;
@@ -138,17 +171,17 @@ impl Cache {
                 total: length,
             };
             let (_, flight) = watch::channel(flight);
-            return send(flight, tag, &ask, &url).await;
+            return send(flight, tag, ask, url).await;
         }
-        match self.join(name, &url, expected) {
-            Some(flight) => send(flight, tag, &ask, &url).await,
-            None => redirect(&url),
+        match self.join(name, url, expected) {
+            Some(flight) => send(flight, tag, ask, url).await,
+            None => redirect(url),
         }
     }
 
     fn url(&self, path: &str) -> Option<Url> {
         files::below(path)?;
-        let mut url = self.origin.clone();
+        let mut url = self.origin.clone()?;
         url.set_path(&format!("{}/{path}", url.path().trim_end_matches('/')));
         Some(url)
     }

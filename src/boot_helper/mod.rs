@@ -163,19 +163,19 @@ impl Parts {
             .as_ref()
             .map(|path| RootDir::open(path).map_err(directory("--static-dir", path)))
             .transpose()?;
-        let cache = match (&options.cache_dir, &options.cache_origin) {
-            (Some(path), Some(origin)) => {
+        let cache = match &options.cache_dir {
+            Some(path) => {
                 let trust = template
                     .ca_cert
                     .as_deref()
                     .map_or(Trust::Public, Trust::PublicAnd);
                 let client = http::download_client(trust)?;
                 let size = options.cache_size;
-                let origin = origin.clone();
+                let origin = options.cache_origin.clone();
                 let cache = Cache::open(path.clone(), size, origin, client, metrics.clone());
                 Some(cache.map_err(directory("--cache-dir", path))?)
             }
-            _ => None,
+            None => None,
         };
         let quota = |address, network| RateLimit::new(Quota { address, network });
         Ok(Helper {
@@ -204,6 +204,7 @@ impl Parts {
             statics: statics.map(Arc::new),
             cache: cache.map(Arc::new),
             image_cache: options.image_cache.clone(),
+            installer: options.installer(),
             readiness: Readiness::new(client, url.clone(), options.token_file.clone()),
             metrics,
             stop,

@@ -105,7 +105,8 @@ pub struct Options {
     #[arg(long, env = "METAL_BOOT_LOGGING", value_name = "FILE", help_heading = MACHINES)]
     pub logging: Option<PathBuf>,
 
-    /// Installer for images that ship none: a static binary at this URL.
+    /// Installer for images that ship none: a static binary at this URL. With --cache-dir and
+    /// --public-url machines are given it by this helper, which fetches it once.
     #[arg(
         long,
         env = "METAL_BOOT_OS_INSTALLER_URL",

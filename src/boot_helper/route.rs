@@ -2,6 +2,9 @@
 
 use super::proxy;
 
+/// The path of the installer for images that ship none.
+pub const OS_INSTALLER: &str = "/os-installer";
+
 /// A kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -9,6 +12,7 @@ pub enum Route {
     Script,
     Proxy,
     Static,
+    /// Images, and the installer.
     Image,
     /// Asked by load balancers, operators and Prometheus, who are no machines.
     Operation,
@@ -24,6 +28,7 @@ impl Route {
         let first = path.split('/').nth(1).unwrap_or_default();
         match (path, first) {
             ("/healthz" | "/readyz" | "/metrics", _) => Self::Operation,
+            (OS_INSTALLER, _) => Self::Image,
             (_, "config") => Self::Config,
             (_, "static") => Self::Static,
             (_, "image") => Self::Image,
@@ -80,6 +85,9 @@ mod tests {
             ("/metalstack.admin.v2.TokenService/Create", Route::Proxy),
             ("/static/vmlinuz", Route::Static),
             ("/image/a/img.tar.lz4", Route::Image),
+            ("/os-installer", Route::Image),
+            ("/os-installer/", Route::Other),
+            ("/os-installer/boot.ipxe", Route::Script),
             ("/healthz", Route::Operation),
             ("/readyz", Route::Operation),
             ("/metrics", Route::Operation),

@@ -31,12 +31,13 @@ use super::metrics::Metrics;
 use super::mint::Minter;
 use super::proxy::{self, Proxy};
 use super::ready::Readiness;
-use super::route::Route;
+use super::route::{OS_INSTALLER, Route};
 use super::source::{Prefix, RateLimit};
 use super::{ipxe, secret_file};
 use crate::control::HelperAnswer;
 use crate::control::retry;
 use crate::control::text::printable;
+use crate::image::checksum::Expected;
 use crate::image::root::RootDir;
 
 /// Calls to the apiserver with the helper's own token at once.
@@ -70,6 +71,8 @@ pub struct Helper {
     pub cache: Option<Arc<Cache>>,
     /// Where `/image/` leads when there is no cache here.
     pub image_cache: Option<Url>,
+    /// Where the installer for images that ship none is, and what it is.
+    pub installer: Option<(Url, Expected)>,
     pub readiness: Readiness,
     pub metrics: Arc<Metrics>,
     pub stop: watch::Receiver<bool>,
@@ -96,6 +99,7 @@ pub fn router(helper: Helper) -> Router {
         .route(&format!("/{}/{{method}}", proxy::SERVICE), any(proxied))
         .route("/static/{*path}", any(static_file))
         .route("/image/{*path}", any(image))
+        .route(OS_INSTALLER, any(installer))
         .route("/healthz", any(|| async { "alive\n" }))
         .route("/readyz", any(ready))
         .route("/metrics", any(metrics))
@@ -515,7 +519,7 @@ async fn static_file(
 async fn image(State(shared): State_, uri: Uri, method: Method, headers: HeaderMap) -> Response {
     let path = uri.path().strip_prefix("/image/").unwrap_or_default();
     let helper = &shared.helper;
-    if let Some(cache) = &helper.cache {
+    if let Some(cache) = helper.cache.as_ref().filter(|cache| cache.has_images()) {
         let ask = Ask {
             method: &method,
             headers: &headers,
@@ -537,6 +541,18 @@ async fn image(State(shared): State_, uri: Uri, method: Method, headers: HeaderM
         Ok(to) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, to)]).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
+}
+
+async fn installer(State(shared): State_, method: Method, headers: HeaderMap) -> Response {
+    let helper = &shared.helper;
+    let (Some(cache), Some((url, expected))) = (&helper.cache, &helper.installer) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let ask = Ask {
+        method: &method,
+        headers: &headers,
+    };
+    cache.clone().serve_known(url, expected.clone(), ask).await
 }
 
 async fn ready(State(shared): State_) -> Response {

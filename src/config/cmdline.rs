@@ -62,12 +62,15 @@ pub fn parse(text: &str) -> CommandLine {
 /// Keys whose JSON type is not text are written as text on a command line.
 fn typed(key: &str, value: String) -> Value {
     match key {
-        "debug" | "ipv6" | "proxy_apiserver" | "policy.image_without_checksum" => {
-            Value::Bool(truth(&value))
-        }
-        "ntp_servers" | "policy.exclude_disks" | "policy.inventory_tags" => {
-            value.split(',').map(str::to_owned).collect()
-        }
+        "debug"
+        | "ipv6"
+        | "proxy_apiserver"
+        | "policy.image_without_checksum"
+        | "policy.watchdog.enabled" => Value::Bool(truth(&value)),
+        "ntp_servers"
+        | "policy.exclude_disks"
+        | "policy.inventory_tags"
+        | "policy.kexec_denylist" => value.split(',').map(str::to_owned).collect(),
         key if key.starts_with("policy.") => value.parse().map_or(Value::String(value), u64::into),
         _ => Value::String(value),
     }
@@ -76,7 +79,11 @@ fn typed(key: &str, value: String) -> Value {
 /// Puts `policy.lldp.chassis` where JSON has it: into objects within objects.
 fn insert(keys: &mut Map<String, Value>, key: &str, value: Value) {
     let parts = key.strip_prefix("policy.").map(|rest| ("policy", rest));
-    let parts = parts.or_else(|| Some(("lldp", key.strip_prefix("lldp.")?)));
+    let inside =
+        |object: &'static str| Some((object, key.strip_prefix(object)?.strip_prefix('.')?));
+    let parts = parts
+        .or_else(|| inside("lldp"))
+        .or_else(|| inside("watchdog"));
     let Some((object, rest)) = parts else {
         keys.insert(key.to_owned(), value);
         return;
@@ -147,6 +154,15 @@ mod tests {
         );
         assert_eq!(line.medium.as_deref(), Some("METAL-HAMMER"));
         assert_eq!(line.problems, []);
+    }
+
+    #[test]
+    fn the_watchdogs_rules() {
+        let line =
+            parse("anvil.policy.watchdog.enabled=0 anvil.policy.watchdog.timeout_seconds=30 quiet");
+        assert_eq!(line.problems, []);
+        let rules = line.layer.policy.watchdog();
+        assert_eq!((rules.enabled, rules.timeout), (false, 30));
     }
 
     #[test]

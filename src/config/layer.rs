@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::base_url::BaseUrl;
 use super::file::Problem;
 use super::policy::Policy;
-use crate::control::helper_answer::HelperAnswer;
+use crate::control::helper_answer::{HelperAnswer, Logging};
 
 /// Keys whose values are secrets.
 pub const SECRET_KEYS: &[&str] = &[
@@ -46,6 +46,8 @@ pub struct Layer {
     pub image_cache: Option<Url>,
     /// Talk to metal-apiserver through the boot helper's base URL.
     pub proxy_apiserver: Option<bool>,
+    /// Where the log of the boot is sent.
+    pub logging: Option<Logging>,
     pub policy: Policy,
 }
 
@@ -109,10 +111,9 @@ pub fn from_map(mut map: Map<String, Value>) -> (Layer, Vec<Problem>) {
         os_installer: taker.take("os_installer", "an object with url and sha256"),
         image_cache: taker.url("image_cache"),
         proxy_apiserver: taker.take("proxy_apiserver", "true or false"),
+        logging: taker.take("logging", "an object with endpoint"),
         policy: taker.take("policy", "an object").unwrap_or_default(),
     };
-    // Remote logs come with a later version; the key is known all the same.
-    taker.map.remove("logging");
     let unknown = taker
         .map
         .keys()

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 
+use super::digest::{self, DigestError};
 use super::file::MAX_BYTES;
 
 /// Where `metal.config` stands on the medium.
 const CONFIG: &str = "boot/metal.config";
+/// Its digest, on media that `scripts/iso-config` can write to.
+const DIGEST: &str = "boot/metal.config.sha256";
 
 /// A USB CD behind a BMC takes seconds to appear; virtual media over a WAN more.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,6 +47,8 @@ pub enum MediumError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error(transparent)]
+    Digest(#[from] DigestError),
 }
 
 /// The medium that this boot came from.
@@ -58,7 +63,8 @@ pub struct Medium {
 /// Waits for the medium with the given volume id and reads its `metal.config`.
 ///
 /// # Errors
-/// When it does not appear in time, or cannot be mounted or read.
+/// When it does not appear in time, cannot be mounted or read, or its `metal.config` does not fit
+/// the digest beside it.
 pub fn read(sys: &Path, dev: &Path, label: &str, mountpoint: &Path) -> Result<Medium, MediumError> {
     let deadline = Instant::now() + PATIENCE;
     let names = loop {
@@ -172,22 +178,31 @@ fn read_config(device: &Path, mountpoint: &Path) -> Result<Option<Vec<u8>>, Medi
         None::<&str>,
     )
     .map_err(|errno| failed("mount", device)(errno.into()))?;
-    let path = mountpoint.join(CONFIG);
-    let content = match File::open(&path) {
-        Ok(file) => {
-            let mut bytes = Vec::new();
-            // One byte over the limit, so that the parser sees that it is too long.
-            file.take(MAX_BYTES as u64 + 1)
-                .read_to_end(&mut bytes)
-                .map(|_| Some(bytes))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    let read = |name| {
+        let path = mountpoint.join(name);
+        read_if_there(&path).map_err(failed("read", &path))
     };
+    let content = read(CONFIG).and_then(|config| Ok((config, read(DIGEST)?)));
     // The medium is not needed again: a BMC may take it away from here on.
     umount2(mountpoint, MntFlags::MNT_DETACH)
         .map_err(|errno| failed("unmount", mountpoint)(errno.into()))?;
-    content.map_err(failed("read", &path))
+    let (config, digest) = content?;
+    if let Some(digest) = digest {
+        digest::check(config.as_deref().unwrap_or_default(), &digest)?;
+    }
+    Ok(config)
+}
+
+/// A file's bytes, one more than a `metal.config` may have at most; `None` when there is none.
+fn read_if_there(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let mut bytes = Vec::new();
+    // One byte over the limit, so that the parser sees that it is too long.
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 #[cfg(test)]

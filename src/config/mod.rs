@@ -5,6 +5,7 @@
 
 pub mod base_url;
 pub mod cmdline;
+pub mod digest;
 pub mod file;
 pub mod layer;
 pub mod medium;

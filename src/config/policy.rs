@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::bmc;
-pub use crate::control::helper_answer::{AddrGenMode, BmcUse, LldpPolicy, Policy};
+pub use crate::control::helper_answer::{AddrGenMode, BmcUse, LldpPolicy, Policy, WatchdogPolicy};
 use crate::image;
 use crate::net::lldp::Requirement;
+use crate::watchdog;
 
-/// A failure stays on the screen so long: a technician can read it, and a broken rack does
-/// not hammer its control plane.
-const REBOOT_DELAY: Duration = Duration::from_secs(30);
+/// A first failure stays on the screen so long; later ones in a row for longer.
+const REBOOT_DELAY: Duration = Duration::from_secs(5);
 /// Longer than this and a machine looks dead.
 const LONGEST: Duration = Duration::from_secs(3600);
 const SLAAC_TIMEOUT: Duration = Duration::from_secs(120);
@@ -32,9 +32,19 @@ impl Policy {
             }),
             (upper, lower) => upper.or(lower),
         };
+        let watchdog = match (self.watchdog, below.watchdog) {
+            (Some(upper), Some(lower)) => Some(WatchdogPolicy {
+                enabled: upper.enabled.or(lower.enabled),
+                timeout_seconds: upper.timeout_seconds.or(lower.timeout_seconds),
+                silence_seconds: upper.silence_seconds.or(lower.silence_seconds),
+                over_kexec_seconds: upper.over_kexec_seconds.or(lower.over_kexec_seconds),
+            }),
+            (upper, lower) => upper.or(lower),
+        };
         Self {
             adopt: self.adopt.or(below.adopt),
             lldp,
+            watchdog,
             addr_gen_mode: self.addr_gen_mode.or(below.addr_gen_mode),
             slaac_timeout_seconds: self.slaac_timeout_seconds.or(below.slaac_timeout_seconds),
             boot_helper_timeout_seconds: self
@@ -51,6 +61,7 @@ impl Policy {
             wipe_failures: self.wipe_failures.or(below.wipe_failures),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
+            kexec_denylist: [self.kexec_denylist, below.kexec_denylist].concat(),
             inventory_tags: if self.inventory_tags.is_empty() {
                 below.inventory_tags
             } else {
@@ -71,7 +82,7 @@ impl Policy {
         limited(self.boot_helper_timeout_seconds, BOOT_HELPER_TIMEOUT)
     }
 
-    /// Time between a failure and the reboot.
+    /// Time between a first failure and the reboot.
     #[must_use]
     pub fn reboot_delay(&self) -> Duration {
         limited(self.reboot_delay_seconds, REBOOT_DELAY)
@@ -85,6 +96,21 @@ impl Policy {
             .unwrap_or(WAIT_HOURS)
             .clamp(1, MAX_WAIT_HOURS);
         Duration::from_secs(hours * 3600)
+    }
+
+    /// When a hang ends in a reset.
+    #[must_use]
+    pub fn watchdog(&self) -> watchdog::Rules {
+        let default = watchdog::Rules::default();
+        let Some(set) = &self.watchdog else {
+            return default;
+        };
+        watchdog::Rules {
+            enabled: set.enabled.unwrap_or(default.enabled),
+            timeout: set.timeout_seconds.unwrap_or(default.timeout),
+            silence: set.silence_seconds.map(Duration::from_secs),
+            over_kexec: set.over_kexec_seconds,
+        }
     }
 
     /// The name of the BMC user that the control plane manages the machine with.
@@ -154,6 +180,22 @@ mod tests {
         let switches = policy.switches();
         assert_eq!((switches.interfaces, switches.chassis), (3, 1));
         assert_eq!(switches.timeout, Duration::from_secs(32));
+    }
+
+    #[test]
+    fn each_rule_of_the_watchdog_comes_from_whoever_set_it() {
+        let upper = serde_json::json!({"watchdog": {"timeout_seconds": 30}});
+        let lower = serde_json::json!({"watchdog": {"enabled": false, "timeout_seconds": 90,
+            "silence_seconds": 300, "over_kexec_seconds": 180}});
+        assert_eq!(Policy::default().watchdog(), watchdog::Rules::default());
+        let rules = policy(upper).over(policy(lower)).watchdog();
+        let expected = watchdog::Rules {
+            enabled: false,
+            timeout: 30,
+            silence: Some(Duration::from_secs(300)),
+            over_kexec: Some(180),
+        };
+        assert_eq!(rules, expected);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
+use crate::control::helper_answer::Logging;
 use crate::control::http::shown;
 
 use super::base_url::BaseUrl;
@@ -55,6 +56,7 @@ pub struct Settings {
     pub os_installer: Option<OsInstaller>,
     pub image_cache: Option<Url>,
     pub proxy_apiserver: bool,
+    pub logging: Option<Logging>,
     pub policy: Policy,
 }
 
@@ -98,6 +100,7 @@ impl Settings {
             os_installer: layer.os_installer.or(self.os_installer),
             image_cache: layer.image_cache.or(self.image_cache),
             proxy_apiserver: layer.proxy_apiserver.unwrap_or(self.proxy_apiserver),
+            logging: layer.logging.or(self.logging),
             policy: layer.policy.over(self.policy),
         }
     }

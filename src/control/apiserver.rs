@@ -140,7 +140,9 @@ impl Apiserver {
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
     }
 
-    pub(super) fn token(&self) -> SecretString {
+    /// The token in use.
+    #[must_use]
+    pub fn token(&self) -> SecretString {
         self.token
             .read()
             .unwrap_or_else(PoisonError::into_inner)

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::code::{Code, WireError};
 use super::envelope::{self, EnvelopeReader, Frame};
@@ -91,7 +92,7 @@ impl Connect {
         deadline: Duration,
     ) -> Result<Answer<A>, Error> {
         let url = self.url(call.method)?;
-        let body = encode(&url, request)?;
+        let body = Bytes::from_owner(encode(&url, request)?);
         let (response, _) = self.send(&url, call, body, UNARY, Some(deadline)).await?;
         let response = judge(&url, response, UNARY).await?;
         let date = server_date(response.headers());
@@ -116,7 +117,7 @@ impl Connect {
             detail: error.to_string(),
         };
         let body = envelope::wrap(&encode(&url, request)?).map_err(too_large)?;
-        let (response, held) = self.send(&url, call, body, STREAM, None).await?;
+        let (response, held) = self.send(&url, call, body.into(), STREAM, None).await?;
         let response = judge(&url, response, STREAM).await?;
         Ok(Stream {
             url,
@@ -131,7 +132,7 @@ impl Connect {
         &self,
         url: &Url,
         call: Call<'_>,
-        body: Vec<u8>,
+        body: Bytes,
         content_type: &'static str,
         deadline: Option<Duration>,
     ) -> Result<(Response, Held), Error> {
@@ -152,7 +153,7 @@ impl Connect {
                 .body(Body::wrap_stream(futures_util::stream::once(async move {
                     // A caller that no longer listens does not want to know.
                     let _ = sent.send(Instant::now());
-                    Ok::<_, Infallible>(Bytes::from(body))
+                    Ok::<_, Infallible>(body)
                 }))),
         };
         if let Some(deadline) = deadline {
@@ -237,11 +238,32 @@ impl Stream {
     }
 }
 
-fn encode<Q: Serialize>(url: &Url, request: &Q) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(request).map_err(|error| Error::BadMessage {
+/// A message as bytes that are zeroed when the last holder drops them: it may hold passwords.
+fn encode<Q: Serialize>(url: &Url, request: &Q) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let wrong = |error: serde_json::Error| Error::BadMessage {
         url: shown(url),
         detail: format!("the request cannot be written: {error}"),
-    })
+    };
+    // Written once to be counted: a buffer that grows leaves copies behind.
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, request).map_err(wrong)?;
+    let mut body = Zeroizing::new(Vec::with_capacity(count.0));
+    serde_json::to_writer(&mut *body, request).map_err(wrong)?;
+    Ok(body)
+}
+
+/// A writer that only counts.
+struct Count(usize);
+
+impl std::io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 fn decode<A: DeserializeOwned>(url: &Url, body: &[u8]) -> Result<A, Error> {
@@ -331,6 +353,19 @@ fn media_type(headers: &HeaderMap) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_is_written_once_where_it_stays() {
+        let url = Url::parse("https://api.example.org").unwrap();
+        let request = serde_json::json!({"password": "x".repeat(10_000)});
+        let body = encode(&url, &request).unwrap();
+        assert_eq!(
+            body.capacity(),
+            body.len(),
+            "it grew, and left copies behind"
+        );
+        assert_eq!(*body, serde_json::to_vec(&request).unwrap());
+    }
 
     #[test]
     fn only_http_urls_are_bases() {

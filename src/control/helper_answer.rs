@@ -161,18 +161,44 @@ pub struct Policy {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub exclude_disks: Vec<String>,
+    /// Machines that are started by a reset instead of kexec: DMI texts or PCI IDs.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub kexec_denylist: Vec<String>,
     /// Parts of the inventory that become tags of the machine, by name.
     #[serde(
         deserialize_with = "null_is_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub inventory_tags: Vec<String>,
+    /// The watchdog of the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogPolicy>,
     /// How thorough wipes are.
     #[serde(with = "word", skip_serializing_if = "Option::is_none")]
     pub wipe: Option<Thoroughness>,
     /// What a disk means that could not be wiped.
     #[serde(with = "word", skip_serializing_if = "Option::is_none")]
     pub wipe_failures: Option<OnFailure>,
+}
+
+/// When a hang ends in a reset.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WatchdogPolicy {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// From the last sign of life to the reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
+    /// No step may be without a sign of life for longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence_seconds: Option<u64>,
+    /// The timer stays armed over a kexec, with this timeout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_kexec_seconds: Option<u32>,
 }
 
 /// What is done about the BMC.

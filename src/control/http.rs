@@ -16,8 +16,8 @@ use reqwest::Client;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::redirect;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
@@ -93,6 +93,13 @@ impl Resolve for Resolver {
     }
 }
 
+/// A client's certificate and its key, PEM both.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub certificates: String,
+    pub key: SecretString,
+}
+
 /// A client that cannot be made.
 #[derive(Debug, Error)]
 pub enum ClientError {
@@ -100,6 +107,8 @@ pub enum ClientError {
         "ca_cert is not a PEM list of certificates ({0}); expected -----BEGIN CERTIFICATE----- blocks"
     )]
     CaCert(String),
+    #[error("the client's certificate or key is not PEM ({0})")]
+    Identity(String),
     #[error("the TLS set-up failed: {0}")]
     Tls(#[from] rustls::Error),
     #[error("the HTTP client cannot be made: {0}")]
@@ -120,7 +129,7 @@ pub fn control_client(trust: Trust<'_>) -> Result<Client, ClientError> {
 /// # Errors
 /// An unreadable `ca_cert`.
 pub fn control_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
-    client(trust, redirect::Policy::none(), &BOTH, route)
+    client(trust, None, redirect::Policy::none(), &BOTH, route)
 }
 
 /// A client for calls of others that may stay open for hours: over HTTP/1.1 alone, where each
@@ -131,7 +140,7 @@ pub fn control_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, Clie
 /// An unreadable `ca_cert`.
 pub fn proxy_client(trust: Trust<'_>) -> Result<Client, ClientError> {
     let none = redirect::Policy::none();
-    client(trust, none, &BOTH[1..], &Route::default())
+    client(trust, None, none, &BOTH[1..], &Route::default())
 }
 
 /// A client for images and other bulk data: follows a few redirects.
@@ -148,20 +157,44 @@ pub fn download_client(trust: Trust<'_>) -> Result<Client, ClientError> {
 /// An unreadable `ca_cert`.
 pub fn download_client_on(trust: Trust<'_>, route: &Route) -> Result<Client, ClientError> {
     let redirects = redirect::Policy::limited(DOWNLOAD_REDIRECTS);
-    client(trust, redirects, &BOTH, route)
+    client(trust, None, redirects, &BOTH, route)
+}
+
+/// A client for a log server, which may want to see a certificate. It follows no redirect.
+///
+/// # Errors
+/// An unreadable `ca_cert`, certificate or key.
+pub fn log_client_on(
+    trust: Trust<'_>,
+    identity: Option<&Identity>,
+    route: &Route,
+) -> Result<Client, ClientError> {
+    client(trust, identity, redirect::Policy::none(), &BOTH, route)
 }
 
 fn client(
     trust: Trust<'_>,
+    identity: Option<&Identity>,
     redirects: redirect::Policy,
     protocols: &[&[u8]],
     route: &Route,
 ) -> Result<Client, ClientError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = ClientConfig::builder_with_provider(provider)
+    let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(trust)?)
-        .with_no_client_auth();
+        .with_root_certificates(roots(trust)?);
+    let mut tls = match identity {
+        None => tls.with_no_client_auth(),
+        Some(identity) => {
+            let wrong = |error: rustls::pki_types::pem::Error| {
+                ClientError::Identity(printable(&error.to_string(), 200))
+            };
+            let certificates = CertificateDer::pem_slice_iter(identity.certificates.as_bytes());
+            let certificates: Result<_, _> = certificates.collect();
+            let key = PrivateKeyDer::from_pem_slice(identity.key.expose_secret().as_bytes());
+            tls.with_client_auth_cert(certificates.map_err(wrong)?, key.map_err(wrong)?)?
+        }
+    };
     tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     let mut builder = Client::builder();
     if let Some(interface) = &route.interface {

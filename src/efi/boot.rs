@@ -73,6 +73,19 @@ pub fn current(vars: &Vars) -> Result<Option<u16>, Error> {
     }
 }
 
+/// Whether the firmware starts signed programs alone (UEFI 2.10, 3.3: SecureBoot). What cannot
+/// be read counts as off: nothing is decided by it, it only explains.
+#[must_use]
+pub fn secure_boot(vars: &Vars) -> bool {
+    match vars.read("SecureBoot", GLOBAL) {
+        Ok(variable) => variable.is_some_and(|variable| variable.data == [1]),
+        Err(error) => {
+            warn!("{error}; taking Secure Boot for off");
+            false
+        }
+    }
+}
+
 /// Makes the next boot use the entry of this boot: a "boot once" virtual CD is spent, and
 /// a reset in the middle of an install must not boot a half-written disk.
 ///

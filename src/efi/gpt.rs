@@ -2,7 +2,7 @@
 //! the machine before wrote these tables.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use gptman::{GPTHeader, GPTPartitionEntry};
@@ -84,6 +84,14 @@ fn table_at<D: Read + Seek>(
     block: u64,
     header_at: u64,
 ) -> Result<Vec<GPTPartitionEntry>, Option<String>> {
+    header_and_entries(disk, block, header_at).map(|(_, entries)| entries)
+}
+
+fn header_and_entries<D: Read + Seek>(
+    disk: &mut D,
+    block: u64,
+    header_at: u64,
+) -> Result<(GPTHeader, Vec<GPTPartitionEntry>), Option<String>> {
     let text = |error: gptman::Error| match error {
         gptman::Error::InvalidSignature => None,
         other => Some(format!("header at byte {header_at}: {other}")),
@@ -108,7 +116,55 @@ fn table_at<D: Read + Seek>(
             "header at byte {header_at}: {entries} entries of {size} bytes at block {lba}; expected at most {MAX_ENTRIES} of {ENTRY_SIZE}"
         )));
     }
-    header.read_partitions(disk, block).map_err(text)
+    let found = header.read_partitions(disk, block).map_err(text)?;
+    Ok((header, found))
+}
+
+/// The disk that a disk image was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of a logical block.
+    pub block: u64,
+    /// Bytes, up to the end of the table's backup.
+    pub size: u64,
+}
+
+/// What the partition table at the start of a disk image says of the whole, from its first
+/// bytes (32 KiB hold the usual table).
+///
+/// # Errors
+/// There is no table, or it makes no sense.
+pub fn geometry(head: &[u8]) -> Result<Geometry, String> {
+    for block in [512, 4096] {
+        let (header, entries) = match header_and_entries(&mut Cursor::new(head), block, block) {
+            Ok(found) => found,
+            Err(None) => continue,
+            Err(Some(why)) => return Err(why),
+        };
+        let last = header.backup_lba;
+        // Block 0 and 1 are the table's own: gptman panics over a partition there.
+        let is_inside = |entry: &GPTPartitionEntry| {
+            entry.starting_lba > 1
+                && entry.starting_lba <= entry.ending_lba
+                && entry.ending_lba < last
+        };
+        let mut used = entries.iter().filter(|entry| entry.is_used());
+        let is_sound = header.primary_lba == 1
+            && header.partition_entry_lba == 2
+            && last <= MAX_LBA
+            && header.last_usable_lba < last
+            && used.all(is_inside);
+        if !is_sound {
+            return Err(format!(
+                "its partition table contradicts itself, or does not begin at block 2; the backup is at block {last}"
+            ));
+        }
+        return Ok(Geometry {
+            block,
+            size: (last + 1) * block,
+        });
+    }
+    Err("there is no GUID partition table at its start".to_owned())
 }
 
 fn used(disk: &Path, entries: &[GPTPartitionEntry]) -> Vec<Partition> {
@@ -277,5 +333,30 @@ pub(crate) mod tests {
         change(&path, 512 + 80, &[1], false);
         let error = partitions(&path).unwrap_err().to_string();
         assert!(error.contains("header at byte 512"), "{error}");
+    }
+
+    #[test]
+    fn an_image_says_how_large_its_disk_is() {
+        let dir = tempfile::tempdir().unwrap();
+        for block in [512, 4096] {
+            let path = dir.path().join("disk");
+            disk(&path, block, Uuid::from_u128(1));
+            let image = fs::read(&path).unwrap();
+            let expected = Geometry {
+                block,
+                size: BLOCKS * block,
+            };
+            assert_eq!(geometry(&image[..32 << 10]), Ok(expected));
+            assert!(geometry(&image[..block as usize + 512]).is_err());
+        }
+        assert!(geometry(&[]).unwrap_err().contains("no GUID partition"));
+        let path = dir.path().join("disk");
+        disk(&path, 512, Uuid::from_u128(1));
+        // A backup before the last partition's end, and one beyond all disks.
+        for last in [150_u64, MAX_LBA + 1, u64::MAX] {
+            change(&path, 512 + 32, &last.to_le_bytes(), true);
+            let error = geometry(&fs::read(&path).unwrap()).unwrap_err();
+            assert!(error.contains("contradicts itself"), "{error}");
+        }
     }
 }

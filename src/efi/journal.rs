@@ -10,7 +10,7 @@ use uuid::{Uuid, uuid};
 
 use super::Error;
 use super::esp::ReadOnly;
-use super::vars::{NV_BS_RT, Vars};
+use super::vars::Vars;
 use crate::decide::Journal;
 
 /// The project's own vendor GUID; never used for anything else.
@@ -81,18 +81,7 @@ pub fn write(vars: &Vars, journal: &Journal) -> Result<(), Error> {
         return Ok(());
     }
     let text = journal.to_string();
-    vars.write(NAME, VENDOR, NV_BS_RT, text.as_bytes())?;
-    let found = vars
-        .read(NAME, VENDOR)?
-        .map(|it| it.data)
-        .unwrap_or_default();
-    if found != text.as_bytes() {
-        return Err(Error::NotKept {
-            name: NAME.to_owned(),
-            written: text,
-            found: String::from_utf8_lossy(&found).chars().take(80).collect(),
-        });
-    }
+    vars.write_and_check(NAME, VENDOR, &text)?;
     info!(journal = %text, "install journal written");
     Ok(())
 }
@@ -112,16 +101,7 @@ pub fn copy_to_esp(esp_root: &Path, journal: &Journal) -> Result<(), Error> {
             _ => Ok(()),
         };
     }
-    fs::create_dir_all(&directory).map_err(Error::io("make", &directory))?;
-    let temporary = directory.join("journal.new");
-    let mut file = File::create(&temporary).map_err(Error::io("make", &temporary))?;
-    file.write_all(format!("{journal}\n").as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io("move the new journal to", &path))?;
-    File::open(&directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(Error::io("flush", &directory))
+    store_on_esp(esp_root, ESP_FILE, &journal.to_string())
 }
 
 /// The copy on a mounted EFI system partition, if there is one.
@@ -129,14 +109,38 @@ pub fn copy_to_esp(esp_root: &Path, journal: &Journal) -> Result<(), Error> {
 /// # Errors
 /// When it exists and cannot be read, or is longer than any journal.
 pub fn copy_on_esp(esp_root: &Path) -> Result<Option<String>, Error> {
-    let path = esp_root.join(ESP_DIRECTORY).join(ESP_FILE);
+    read_on_esp(esp_root, ESP_FILE, MAX_TEXT)
+}
+
+/// Writes a line of text into a file of ours, as a whole or not at all.
+pub(super) fn store_on_esp(esp_root: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let directory = esp_root.join(ESP_DIRECTORY);
+    let path = directory.join(name);
+    fs::create_dir_all(&directory).map_err(Error::io("make", &directory))?;
+    let temporary = directory.join(format!("{name}.new"));
+    let mut file = File::create(&temporary).map_err(Error::io("make", &temporary))?;
+    file.write_all(format!("{text}\n").as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", &temporary))?;
+    fs::rename(&temporary, &path).map_err(Error::io("put in place", &path))?;
+    File::open(&directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::io("flush", &directory))
+}
+
+/// The text of a file of ours, which has at most `limit` bytes.
+pub(super) fn read_on_esp(
+    esp_root: &Path,
+    name: &str,
+    limit: usize,
+) -> Result<Option<String>, Error> {
+    let path = esp_root.join(ESP_DIRECTORY).join(name);
     let mut bytes = Vec::new();
-    match File::open(&path).and_then(|file| file.take(MAX_TEXT as u64 + 1).read_to_end(&mut bytes))
-    {
-        Ok(_) if bytes.len() > MAX_TEXT => Err(Error::TooLong {
+    match File::open(&path).and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes)) {
+        Ok(_) if bytes.len() > limit => Err(Error::TooLong {
             name: path.display().to_string(),
             bytes: bytes.len(),
-            limit: MAX_TEXT,
+            limit,
         }),
         Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -203,6 +207,7 @@ pub fn agreed(copies: &[EspCopy]) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vars::NV_BS_RT;
     use super::super::vars::tests::fixture;
     use super::*;
     use crate::decide::Extent;

@@ -2,16 +2,18 @@
 //! boot order.
 //!
 //! `vars` reads and writes single variables, `journal` keeps the install journal in one,
-//! `boot` handles BootNext, BootOrder and the boot entries, `load_option` and
+//! `root_disks` beside it which disks that install stands on, `boot` handles BootNext, BootOrder and the boot entries, `load_option` and
 //! `device_path` are their wire format, `gpt` and `esp` find and open the EFI system
 //! partitions of the machine's disks.
 
 pub mod boot;
 pub mod device_path;
 pub mod esp;
+pub mod failures;
 pub mod gpt;
 pub mod journal;
 pub mod load_option;
+pub mod root_disks;
 pub mod vars;
 
 use std::io;

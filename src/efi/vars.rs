@@ -152,6 +152,24 @@ impl Vars {
         Ok(Written::Changed)
     }
 
+    /// Writes a text that survives a power cut, and reads it back.
+    ///
+    /// # Errors
+    /// As [`Vars::write`], and [`Error::NotKept`] when the firmware lost the text.
+    pub fn write_and_check(&self, name: &str, vendor: Uuid, text: &str) -> Result<(), Error> {
+        self.write(name, vendor, NV_BS_RT, text.as_bytes())?;
+        let found = self.read(name, vendor)?.map(|it| it.data);
+        let found = found.unwrap_or_default();
+        if found == text.as_bytes() {
+            return Ok(());
+        }
+        Err(Error::NotKept {
+            name: name.to_owned(),
+            written: text.to_owned(),
+            found: String::from_utf8_lossy(&found).chars().take(80).collect(),
+        })
+    }
+
     /// Deletes a variable; says whether there was one.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub use identity::machine_id;
+pub use platform::title;
 pub use register::register;
 pub use types::*;
 

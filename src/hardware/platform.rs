@@ -17,6 +17,15 @@ fn dmi(sys: &Path, name: &str) -> String {
     attribute(&sys.join("class/dmi/id").join(name)).unwrap_or_default()
 }
 
+/// Maker, product and firmware in one line, for people.
+#[must_use]
+pub fn title(sys: &Path) -> String {
+    let parts = ["sys_vendor", "product_name"].map(|name| dmi(sys, name));
+    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    let (maker, version) = (dmi(sys, "bios_vendor"), dmi(sys, "bios_version"));
+    format!("{}, firmware {maker} {version}", parts.join(" "))
+}
+
 pub(super) fn system(sys: &Path) -> System {
     System {
         manufacturer: dmi(sys, "sys_vendor"),

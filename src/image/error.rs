@@ -60,8 +60,8 @@ pub enum Error {
     },
     /// The first bytes are of no format that can be unpacked.
     #[error(
-        "{url}: not an image: it begins like {found}; expected a tar archive, plain or packed \
-         with lz4, zstd, gzip or xz"
+        "{url}: not an image: it begins like {found}; expected a tar archive, or a disk image \
+         called *.raw*, plain or packed with lz4, zstd, gzip or xz"
     )]
     Format { url: String, found: String },
     /// The packed stream is damaged.
@@ -108,6 +108,27 @@ pub enum Error {
     /// The target directory cannot be used.
     #[error("target root {path}: {source}")]
     Root { path: String, source: io::Error },
+    /// What should be a disk image is none, or not all of one.
+    #[error("the disk image at byte {at}: {reason}")]
+    DiskImage { at: u64, reason: String },
+    /// A disk image has the block size of its disk in all its numbers.
+    #[error(
+        "the disk image was made for disks with blocks of {image} bytes, those of {path} have {disk}"
+    )]
+    Blocks { image: u64, path: String, disk: u64 },
+    /// The disk image has no room.
+    #[error("the disk image needs {image} bytes, {path} has {disk} bytes")]
+    DiskTooSmall { image: u64, path: String, disk: u64 },
+    /// A system call on the disk failed.
+    #[error("{operation} {path} failed: {source}")]
+    Disk {
+        path: String,
+        operation: &'static str,
+        source: io::Error,
+    },
+    /// The disk has not got what was written to it.
+    #[error("{path} reads differently from what was written at byte {at}: the disk is failing")]
+    NotKept { path: String, at: u64 },
     /// The bytes are not those that the checksum was made for.
     #[error(
         "{url}: {algorithm} mismatch: expected {expected}, got {got}{}",
@@ -147,6 +168,7 @@ impl Error {
     pub(super) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::TooLarge { .. } | Self::Tar { .. } => true,
+            Self::DiskImage { .. } | Self::DiskTooSmall { .. } => true,
             Self::Refused { .. } => true,
             Self::Write { source, .. } => {
                 let errno = source.raw_os_error().map(Errno::from_raw);

@@ -21,7 +21,7 @@ use crate::control::error::is_passing_status;
 pub use crate::control::http::shown as shown_url;
 use crate::control::http::{BodyError, Failure, read_body_capped, retry_after};
 use crate::control::line::Clients;
-use crate::control::retry::{Backoff, Verdict};
+use crate::control::retry::{self, Backoff, Verdict};
 
 /// Patience. Tests use less of it.
 #[derive(Debug, Clone)]
@@ -50,6 +50,13 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// The longest that a download may bring nothing before it is given up.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        // A server's own wish comes on top of each pause.
+        self.attempts * (self.stall + self.pause_max + retry::LONGEST_RETRY_AFTER)
+    }
+
     fn backoff(&self) -> Backoff {
         Backoff::new(self.pause, self.pause_max)
     }

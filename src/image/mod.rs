@@ -14,6 +14,7 @@ mod acl;
 pub mod archive;
 pub(crate) mod checksum;
 mod decode;
+mod disk;
 mod error;
 pub(crate) mod fetch;
 mod metadata;
@@ -30,16 +31,20 @@ mod xattr;
 mod tests;
 
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use reqwest::Url;
 
 use checksum::Expected;
 pub use checksum::{Algorithm, Hasher};
 pub use decode::Format;
+pub use disk::{DiskTarget, is_disk_image};
 pub use error::Error;
 use fetch::Download;
 pub use fetch::{Patience, shown_url};
+use pipe::Stop;
 use pipeline::Work;
 pub use progress::Progress;
 use root::RootDir;
@@ -141,17 +146,56 @@ impl VerifiedImage {
 /// # Errors
 /// See [`Error`].
 pub async fn probe(client: &dyn Clients, source: &ImageSource) -> Result<(), Error> {
+    let (head, url) = begin(client, source, decode::PEEK).await?;
+    decode::check_magic(&head[..head.len().min(decode::PEEK)], &url, false)
+}
+
+/// As [`probe`], for a disk image and the disk that it is for: it has to be one, for the
+/// disk's blocks, and no larger. `size` and `block` in bytes, of the disk at `path`.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn probe_disk(
+    client: &dyn Clients,
+    source: &ImageSource,
+    path: &str,
+    size: u64,
+    block: u64,
+) -> Result<(), Error> {
+    let (head, url) = begin(client, source, PACKED_HEAD).await?;
+    decode::check_magic(&head[..head.len().min(decode::PEEK)], &url, true)?;
+    let mut start = None;
+    let stopped = decode::decode(&head[..], &url, source.limit, |buffer| {
+        start = Some(buffer);
+        Err(Stop::Below)
+    });
+    match (start, stopped) {
+        (Some(start), _) => disk::fits(&start, path, size, block).map(drop),
+        // Less than a buffer came out of what was read: the install itself will tell.
+        (None, _) => Ok(()),
+    }
+}
+
+/// What is downloaded of a disk image to see its partition table: one block of lz4, the
+/// greatest of all that can be its first, has 4 MiB.
+const PACKED_HEAD: usize = 5 << 20;
+
+/// The first bytes of an image, some more than `count` or all, and where they came from.
+async fn begin(
+    client: &dyn Clients,
+    source: &ImageSource,
+    count: usize,
+) -> Result<(Vec<u8>, String), Error> {
     let patience = Patience::default();
     let mut download = choose(client, source, &patience).await?.download;
     let mut head = Vec::new();
-    while head.len() < decode::PEEK {
+    while head.len() < count {
         match download.next().await? {
             Some(chunk) => head.extend_from_slice(&chunk),
             None => break,
         }
     }
-    head.truncate(decode::PEEK);
-    decode::check_magic(&head, &download.shown())
+    Ok((head, download.shown()))
 }
 
 /// Streams an image into the directory `root`.
@@ -167,6 +211,28 @@ pub async fn install(
     install_patiently(client, source, root, progress, &Patience::default()).await
 }
 
+/// Streams a disk image onto a disk, whose first MiB, with the partition table, is written
+/// once all the rest is there and verified. Answers the disk too.
+///
+/// # Errors
+/// See [`Error`]. After an error the disk has no partition table at its start.
+pub async fn install_disk(
+    client: &dyn Clients,
+    source: &ImageSource,
+    disk: DiskTarget,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<(VerifiedImage, File), Error> {
+    let patience = Patience::default();
+    let begun = choose(client, source, &patience).await?;
+    let disk = Arc::new(disk);
+    let work = Work::WriteDisk(Arc::clone(&disk));
+    let summary = pipeline::run(begun, work, source.limit, progress).await?;
+    let written = Arc::into_inner(disk)
+        .ok_or_else(|| Error::Pipeline("a worker thread still has the disk".to_owned()))?;
+    let file = tokio::task::block_in_place(|| written.commit())?;
+    Ok((VerifiedImage(summary), file))
+}
+
 /// Downloads an image and looks whether all of it is in order, and unpacks it nowhere.
 ///
 /// # Errors
@@ -178,7 +244,11 @@ pub async fn verify(
 ) -> Result<Summary, Error> {
     let patience = Patience::default();
     let begun = choose(client, source, &patience).await?;
-    pipeline::run(begun, Work::Check, source.limit, progress).await
+    let work = match is_disk_image(source.url.path()) {
+        true => Work::CheckDisk,
+        false => Work::Check,
+    };
+    pipeline::run(begun, work, source.limit, progress).await
 }
 
 async fn install_patiently(

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at};
 
 use super::checksum::{Algorithm, Hasher};
+use super::disk::{self, DiskTarget};
 use super::error::Error;
 use super::fetch::Download;
 use super::pipe::{Part, PipeReader, Stop};
@@ -24,10 +25,12 @@ const CHANNEL: usize = 8;
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// What becomes of the tar stream.
+/// What becomes of the decoded stream.
 pub enum Work {
     Unpack(RootDir),
     Check,
+    WriteDisk(Arc<DiskTarget>),
+    CheckDisk,
 }
 
 /// Runs the pipeline and puts the outcomes of its stages together.
@@ -197,6 +200,8 @@ fn spawn(
         let result = match &work {
             Work::Unpack(root) => unpack::unpack(&mut source, root, &counters),
             Work::Check => unpack::check(&mut source, &counters),
+            Work::WriteDisk(target) => disk::write(&mut source, target, &counters),
+            Work::CheckDisk => disk::check(&mut source, &counters),
         };
         note_damage(&result, &hash_on);
         result

@@ -1,7 +1,9 @@
 //! A panic anywhere becomes failure handling: PID 1 never exits, for the kernel would panic
 //! in its turn and take the reason with it.
 
+use std::backtrace::Backtrace;
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +13,14 @@ use super::power;
 
 /// How long failure handling may take to report a panic before the machine is reset anyway.
 const GRACE: Duration = Duration::from_secs(90);
+
+/// Failure handling is at work, and has its own end.
+static HANDLED: AtomicBool = AtomicBool::new(false);
+
+/// Failure handling says that it has begun: panics need not reset the machine any more.
+pub fn is_handled() {
+    HANDLED.store(true, Ordering::SeqCst);
+}
 
 /// Installs the hook and returns the channel on which a panic is announced, once.
 ///
@@ -23,13 +33,30 @@ pub fn install_hook() -> mpsc::Receiver<String> {
     std::panic::set_hook(Box::new(move |info| {
         let message = describe(info);
         tracing::error!("{message}");
+        for line in backtrace().lines() {
+            tracing::error!("{line}");
+        }
         let sender = announce.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = sender.try_send(message);
         drop(sender);
         std::thread::sleep(GRACE);
+        while HANDLED.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
         power::reboot_now();
     }));
     announced
+}
+
+/// The frames of this thread. A release has no symbols, so each has its address, and the place
+/// of a known function comes first: `addr2line` over an unstripped build of the same commit takes
+/// the difference.
+fn backtrace() -> String {
+    let anchor = install_hook as fn() -> mpsc::Receiver<String>;
+    format!(
+        "panic::install_hook is at {anchor:p}\n{:#}",
+        Backtrace::force_capture()
+    )
 }
 
 fn describe(info: &PanicHookInfo<'_>) -> String {
@@ -43,4 +70,16 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
         .location()
         .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
     format!("the agent panicked at {place}: {what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_has_addresses() {
+        let text = backtrace();
+        let addresses = text.matches("0x").count();
+        assert!(addresses > 3, "{text}");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::report::console;
+use crate::watchdog;
 
 /// How long the flush may take: a disk that does not answer would keep the machine for ever.
 const FLUSH: Duration = Duration::from_secs(30);
@@ -15,6 +16,7 @@ const FLUSH: Duration = Duration::from_secs(30);
 /// nothing better left than to stop here, where the console still shows why.
 pub fn reboot_now() -> ! {
     console::flush();
+    watchdog::before_reset();
     if !ends_within(FLUSH, nix::unistd::sync) {
         tracing::error!(
             "the disks were not flushed within {} s; rebooting all the same",

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use super::blank::Blanks;
 use super::error::Error;
 use crate::image::root::{Links, RootDir};
+use crate::init::oom;
 
 /// Where images keep their installer; the first found wins (contracts.md §6).
 pub const INSTALLERS: [&str; 3] = ["/os-installer", "/install-go", "/install.sh"];
@@ -113,6 +114,7 @@ async fn execute(
     // calls; the descriptor stays open, because `root` outlives the spawn below.
     unsafe {
         command.pre_exec(move || {
+            oom::ordinary()?;
             Errno::result(libc::setsid())?;
             Errno::result(libc::fchdir(directory))?;
             Errno::result(libc::chroot(c".".as_ptr()))?;

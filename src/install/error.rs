@@ -56,6 +56,9 @@ pub enum Error {
     /// What was fetched is not what the boot helper described.
     #[error("the installer from {url}: {reason}")]
     Fetched { url: String, reason: String },
+    /// A disk image in which nothing to start by kexec was found.
+    #[error("the disk image's kernel is known to its own boot loader only")]
+    NoKernel,
     /// The kernel refused the new kernel.
     #[error("kexec of {kernel}: {reason}")]
     Kexec { kernel: String, reason: String },

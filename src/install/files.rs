@@ -109,6 +109,19 @@ pub fn write_fstab(root: &RootDir, content: &str) -> Result<(), Error> {
         .map_err(Error::file("/etc/fstab", "write"))
 }
 
+/// Writes how this boot went into the installed OS, as far as it is by now. An OS without that
+/// record is as good as one with it: what does not work is told and nothing more.
+pub fn write_timeline(root: &Path, timeline: &Value) {
+    const PATH: &str = "/var/log/metal-anvil/boot.json";
+    let write = || {
+        let root = RootDir::open(root)?;
+        root.write(Path::new(PATH), format!("{timeline:#}\n").as_bytes(), 0o644)
+    };
+    if let Err(error) = write() {
+        tracing::warn!("{PATH} of the installed OS was not written: {error}");
+    }
+}
+
 /// The serial console of a kernel command line in the form that os-installer demands,
 /// `ttyS<n>,<speed>n8`: the last one that has this form or means the same to the kernel
 /// (parity `n` and 8 bits are its defaults, Documentation/admin-guide/serial-console.rst).
@@ -435,6 +448,20 @@ pub(super) mod tests {
             let metadata = std::fs::metadata(dir.path().join(path)).unwrap();
             assert_eq!(metadata.permissions().mode() & 0o7777, mode, "{path}");
         }
+    }
+
+    #[test]
+    fn the_timeline_lands_in_the_target_whatever_links_say() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["var", "data/log"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("/data/log", dir.path().join("var/log")).unwrap();
+        write_timeline(dir.path(), &json!({"steps": []}));
+        let written = std::fs::read(dir.path().join("data/log/metal-anvil/boot.json")).unwrap();
+        assert_eq!(written, b"{\n  \"steps\": []\n}\n");
+        // Nothing to write to is no reason to fail.
+        write_timeline(Path::new("/nonexistent"), &json!({}));
     }
 
     proptest::proptest! {

@@ -12,6 +12,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 use super::boot_info::BootInfo;
 use super::error::Error;
+use super::forget;
 use crate::image::VerifiedImage;
 
 /// An archive that holds nothing (newc, Documentation/driver-api/early-userspace/buffer-format.rst):
@@ -89,10 +90,14 @@ impl Loaded {
     /// Leaves for the loaded kernel. What has to be flushed or unmounted must be by now;
     /// a last `sync(2)` is done here.
     ///
+    /// This program becomes another first, which knows no secret ([`forget`]).
+    ///
     /// # Errors
     /// The reboot call came back.
     pub fn execute(self) -> Result<Infallible, Error> {
         nix::unistd::sync();
+        let error = forget::everything();
+        tracing::warn!("this program's memory is not cleared before the kexec: {error}");
         reboot(RebootMode::RB_KEXEC).map_err(|errno| Error::Kexec {
             kernel: self.kernel,
             reason: format!("reboot(RB_KEXEC): {}", explain(errno)),
@@ -101,7 +106,7 @@ impl Loaded {
 }
 
 /// The errors of `kexec_file_load(2)` in words.
-fn explain(errno: Errno) -> String {
+pub(super) fn explain(errno: Errno) -> String {
     let text = match errno {
         Errno::EPERM => {
             "not permitted: kernel lockdown (Secure Boot) or kernel.kexec_load_disabled is in \

@@ -4,8 +4,10 @@
 mod blank;
 mod boot_info;
 pub mod chroot;
+pub mod denylist;
 mod error;
 pub mod files;
+pub mod forget;
 pub mod kexec;
 mod legacy;
 pub mod native;

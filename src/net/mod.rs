@@ -15,6 +15,7 @@ mod monitor;
 pub mod names;
 pub mod nd_option;
 pub mod path;
+pub mod quiet;
 mod race;
 pub mod report;
 mod resolver;
@@ -84,6 +85,10 @@ pub enum Error {
         what: &'static str,
         source: rtnetlink::Error,
     },
+    #[error(
+        "this machine has no network card that the kernel knows; check the cards and their slots"
+    )]
+    NoNic,
     #[error("no usable IPv6 address after {} s:{report}", waited.as_secs())]
     NoAddress { waited: Duration, report: String },
     #[error("{target} was not reached over any link within {} s:{report}", waited.as_secs())]
@@ -150,6 +155,7 @@ impl Network {
         let table = self.links.borrow();
         match table.usable() {
             Some(address) => Ok(address),
+            None if table.links().next().is_none() => Err(Error::NoNic),
             None => Err(Error::NoAddress {
                 waited: limit,
                 report: report::describe(table.links(), &report::Tried::new()),

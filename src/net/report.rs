@@ -79,8 +79,9 @@ fn or_none(list: Vec<String>) -> String {
     }
 }
 
-/// The first thing that stands in the way on this link.
-fn advice(link: &Link) -> String {
+/// The first thing that stands in the way on this link, as what to check.
+#[must_use]
+pub fn advice(link: &Link) -> String {
     let has = |state| {
         link.addresses
             .values()

@@ -1,4 +1,4 @@
-//! Log lines on every console of the kernel.
+//! Plain lines on the consoles that are no screens, and the start of everything that listens.
 //!
 //! `/dev/console` is only the last `console=` of the command line; a technician may look at
 //! the screen while an operator reads the serial port. So each line goes to all of them.
@@ -7,204 +7,197 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::Level;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::FormatTime;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Layer, reload};
+use super::event::{Event, Line, Origin};
+use super::stream::{self, Queue, Record};
+use super::{kmsg, terminal};
 
-/// Lines that wait for one console. A serial port takes some 100 a second; one that takes
-/// none (flow control, Scroll Lock) must not stop the boot, so what does not fit is dropped.
-const WAITING_LINES: usize = 512;
+/// Records that wait for one console. A serial port takes some 100 lines a second; one that
+/// takes none (flow control, Scroll Lock) must not stop the boot, so what does not fit is dropped.
+const WAITING: usize = 512;
 
-/// The consoles, shared by all threads; a line is written whole. Each has a thread of its own.
-#[derive(Clone)]
-pub struct Consoles(Arc<Vec<SyncSender<Order>>>);
+/// The screen.
+const SCREEN: &str = "tty0";
 
-/// What a console's thread is asked for.
-enum Order {
-    Line(Arc<[u8]>),
-    /// Tell when all lines before this one are written.
-    Flush(SyncSender<()>),
+/// Lines of progress on a console without a cursor: one in this time.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a flush may take.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Starts a listener for each console of the kernel: the dashboard on the screen, plain lines
+/// everywhere else.
+pub fn start(sys: &Path, dev: &Path) {
+    let active = fs::read_to_string(sys.join("class/tty/console/active")).unwrap_or_default();
+    let names: Vec<&str> = active.split_whitespace().collect();
+    let screen = terminal::start(&dev.join(SCREEN));
+    // What the kernel writes onto the dashboard would tear it; the other consoles get its lines
+    // through the stream then.
+    let quiet = screen && names.contains(&SCREEN);
+    if let Err(error) = kmsg::start(quiet) {
+        tracing::warn!("no kernel messages in the log: {error}");
+    }
+    start_plain(&names, dev, screen);
 }
 
-impl Consoles {
-    /// Opens the consoles that the kernel writes to (`/sys/class/tty/console/active`);
-    /// `/dev/console` when that cannot be told.
-    #[must_use]
-    pub fn open(sys: &Path, dev: &Path) -> Self {
-        let active = fs::read_to_string(sys.join("class/tty/console/active")).unwrap_or_default();
-        let mut files: Vec<File> = active
-            .split_whitespace()
-            .filter_map(|name| open_tty(&dev.join(name)).ok())
-            .collect();
-        if files.is_empty() {
-            files.extend(open_tty(&dev.join("console")));
-        }
-        Self(Arc::new(
-            files.into_iter().filter_map(start_writer).collect(),
-        ))
+fn start_plain(names: &[&str], dev: &Path, screen: bool) {
+    let plain = names.iter().filter(|name| !screen || **name != SCREEN);
+    let mut files: Vec<File> = plain
+        .filter_map(|name| open_tty(&dev.join(name)).ok())
+        .collect();
+    // Where the consoles cannot be told, the kernel's choice.
+    if files.is_empty() && !screen {
+        files.extend(open_tty(&dev.join("console")));
     }
-
-    /// Waits until every console shows what was written so far, for as long as `limit`.
-    pub fn flush(&self, limit: Duration) {
-        let (done, all_done) = sync_channel(self.0.len());
-        let asked = self
-            .0
-            .iter()
-            .filter(|console| console.try_send(Order::Flush(done.clone())).is_ok())
-            .count();
-        let until = Instant::now() + limit;
-        for _ in 0..asked {
-            let left = until.saturating_duration_since(Instant::now());
-            if all_done.recv_timeout(left).is_err() {
-                return;
-            }
-        }
-    }
+    files.into_iter().for_each(start_writer);
 }
 
-fn open_tty(path: &Path) -> io::Result<File> {
+/// Opens a terminal, which must not become the controlling one of PID 1.
+pub(super) fn open_tty(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
-        // A console must not become the controlling terminal of PID 1.
         .custom_flags(libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(path)
 }
 
+/// Whether a plain console shows the event.
+fn is_shown(event: &Event) -> bool {
+    match event {
+        Event::Line(Line {
+            origin: Origin::Kernel { unseen },
+            ..
+        }) => *unseen,
+        other => other.as_line().is_some(),
+    }
+}
+
 /// A thread that writes to one console until the program ends.
-fn start_writer(mut console: File) -> Option<SyncSender<Order>> {
-    let (orders, inbox) = sync_channel(WAITING_LINES);
+fn start_writer(mut console: File) {
+    let queue = Arc::new(Queue::new(WAITING, is_shown));
+    stream::subscribe(&queue);
     let work = move || {
-        for order in inbox {
-            match order {
-                // A console that fails (a serial port that is not there answers EIO) is
-                // tried again with the next line.
-                Order::Line(line) => drop(console.write_all(&line)),
-                Order::Flush(done) => drop(done.try_send(())),
-            }
+        let mut plain = Plain::default();
+        while let Some(record) = queue.next(None) {
+            let text = plain.show(&record, queue.dropped());
+            // A console that fails (a serial port that is not there answers EIO) is tried again
+            // with the next line.
+            drop(console.write_all(text.as_bytes()));
+            queue.settle(1);
         }
     };
-    let thread = std::thread::Builder::new()
+    // Without a thread this console stays dark; the others do not.
+    let _ = std::thread::Builder::new()
         .name("console".into())
         .spawn(work);
-    thread.is_ok().then_some(orders)
 }
 
-impl Write for Consoles {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let line: Arc<[u8]> = bytes.into();
-        for console in self.0.iter() {
-            let _ = console.try_send(Order::Line(Arc::clone(&line)));
+/// Events as plain lines.
+#[derive(Default)]
+struct Plain {
+    /// When progress was last shown.
+    progress: Option<Duration>,
+}
+
+impl Plain {
+    /// The record's line, empty when it is not worth one; before it how many were `dropped`.
+    fn show(&mut self, record: &Record, dropped: u64) -> String {
+        let mut text = match dropped {
+            0 => String::new(),
+            count => format!("({count} lines were too many for this console)\n"),
+        };
+        if matches!(record.event, Event::Progress(_)) {
+            let soon = |last| record.at.saturating_sub(last) < PROGRESS_EVERY;
+            if self.progress.is_some_and(soon) {
+                return text;
+            }
+            self.progress = Some(record.at);
         }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Consoles {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        self.clone()
+        if let Some(line) = line(record) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
     }
 }
 
-/// Seconds since the kernel started, as the kernel's own lines show them.
-struct SinceBoot;
-
-impl FormatTime for SinceBoot {
-    fn format_time(&self, w: &mut Writer<'_>) -> std::fmt::Result {
-        let (seconds, millis) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
-            .map_or((0, 0), |now| (now.tv_sec(), now.tv_nsec() / 1_000_000));
-        write!(w, "[{seconds:>5}.{millis:03}]")
-    }
-}
-
-/// The consoles that log lines go to, for [`flush`].
-static CONSOLES: OnceLock<Consoles> = OnceLock::new();
-
-/// Waits until the consoles show every log line so far: before a reset or a kexec, for what
-/// is still in memory then is lost. Returns after a moment whatever the consoles do.
-pub fn flush() {
-    if let Some(consoles) = CONSOLES.get() {
-        consoles.flush(Duration::from_secs(2));
-    }
-}
-
-/// Turns the logging's detail up or down.
-pub type Verbosity = Box<dyn Fn(bool) + Send + Sync>;
-
-/// Sends log lines to the consoles: the agent's at `info` (`debug` when asked for), its
-/// libraries' only when they warn. Settings that ask for `debug` are read later than the
-/// first line is written, hence the switch that is returned.
+/// A record as a line with the time since the kernel started, as the kernel's own lines show it.
 #[must_use]
-pub fn start_logging(consoles: Consoles) -> Verbosity {
-    let _ = CONSOLES.set(consoles.clone());
-    let (levels, handle) = reload::Layer::new(filter(false));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_timer(SinceBoot)
-        .with_target(false)
-        .with_ansi(false)
-        .with_writer(consoles)
-        .with_filter(levels);
-    // Fails only when a subscriber is set already, and then that one is right.
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
-    Box::new(move |debug| {
-        // Fails only when the subscriber is gone, and with it every line.
-        let _ = handle.reload(filter(debug));
-    })
+pub fn line(record: &Record) -> Option<String> {
+    let (level, text) = record.event.as_line()?;
+    let kernel = matches!(
+        record.event,
+        Event::Line(Line {
+            origin: Origin::Kernel { .. },
+            ..
+        })
+    );
+    let who = if kernel { "kernel: " } else { "" };
+    let (seconds, millis) = (record.at.as_secs(), record.at.subsec_millis());
+    Some(format!("[{seconds:>5}.{millis:03}] {level:>5} {who}{text}"))
 }
 
-fn filter(debug: bool) -> Targets {
-    let own = if debug { Level::DEBUG } else { Level::INFO };
-    Targets::new()
-        .with_default(Level::WARN)
-        .with_target(env!("CARGO_CRATE_NAME"), own)
+/// Waits until every listener has shown or sent what was told so far: before a reset or a kexec,
+/// for what is still in memory then is lost. Returns after a moment whatever they do.
+pub fn flush() {
+    stream::flush(FLUSH);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use tracing::Level;
+
     use super::*;
+    use crate::image::Progress;
+
+    fn say(text: &str) {
+        let line = Line::new(Level::INFO, Origin::Agent, text);
+        stream::tell(Event::Line(line));
+    }
+
+    /// Waits until the file holds `text`.
+    fn wait_for(path: &Path, text: &str) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string(path).unwrap().contains(text) {
+            assert!(Instant::now() < until, "{text:?} never came");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn a_line_reaches_every_active_console() {
         let dir = tempfile::tempdir().unwrap();
-        let (sys, dev) = (dir.path().join("sys"), dir.path().join("dev"));
-        fs::create_dir_all(sys.join("class/tty/console")).unwrap();
-        fs::create_dir_all(&dev).unwrap();
-        fs::write(sys.join("class/tty/console/active"), "tty0 ttyS1 ttyS9\n").unwrap();
+        let dev = dir.path();
         for tty in ["tty0", "ttyS1", "console"] {
             fs::write(dev.join(tty), "").unwrap();
         }
-        let consoles = Consoles::open(&sys, &dev);
-        consoles.make_writer().write_all(b"hello\n").unwrap();
-        consoles.flush(Duration::from_secs(20));
-        for (tty, expected) in [("tty0", "hello\n"), ("ttyS1", "hello\n"), ("console", "")] {
-            assert_eq!(
-                fs::read_to_string(dev.join(tty)).unwrap(),
-                expected,
-                "{tty}"
-            );
+        start_plain(&["tty0", "ttyS1", "ttyS9"], dev, false);
+        say("hello-to-all");
+        wait_for(&dev.join("tty0"), "INFO hello-to-all\n");
+        wait_for(&dev.join("ttyS1"), "INFO hello-to-all\n");
+        assert_eq!(fs::read_to_string(dev.join("console")).unwrap(), "");
+    }
+
+    #[test]
+    fn a_screen_with_a_dashboard_gets_no_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let dev = dir.path();
+        for tty in ["tty0", "ttyS0", "console"] {
+            fs::write(dev.join(tty), "").unwrap();
         }
+        start_plain(&["tty0", "ttyS0"], dev, true);
+        say("hello-to-serial");
+        wait_for(&dev.join("ttyS0"), "hello-to-serial");
+        assert_eq!(fs::read_to_string(dev.join("tty0")).unwrap(), "");
     }
 
     #[test]
     fn a_console_that_takes_nothing_does_not_hold_up_the_boot() {
         let dir = tempfile::tempdir().unwrap();
-        let (sys, dev) = (dir.path().join("sys"), dir.path().join("dev"));
-        fs::create_dir_all(sys.join("class/tty/console")).unwrap();
-        fs::create_dir_all(&dev).unwrap();
-        fs::write(sys.join("class/tty/console/active"), "ttyS0 tty0\n").unwrap();
+        let dev = dir.path();
         fs::write(dev.join("tty0"), "").unwrap();
         nix::unistd::mkfifo(&dev.join("ttyS0"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         // A reader that never reads: the pipe fills up, then every write blocks.
@@ -213,19 +206,42 @@ mod tests {
             .custom_flags(libc::O_NONBLOCK)
             .open(dev.join("ttyS0"))
             .unwrap();
-        let consoles = Consoles::open(&sys, &dev);
-        let line = [b'x'; 1024];
-        for _ in 0..10 * WAITING_LINES {
-            consoles.make_writer().write_all(&line).unwrap();
+        start_plain(&["ttyS0", "tty0"], dev, false);
+        let line = "x".repeat(1024);
+        for _ in 0..10 * WAITING {
+            say(&line);
         }
-        consoles.flush(Duration::from_millis(50));
-        // The other console still gets its lines.
-        consoles.make_writer().write_all(b"last").unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
-        while !fs::read(dev.join("tty0")).unwrap().ends_with(b"last") {
-            assert!(Instant::now() < until, "the line never came");
-            consoles.make_writer().write_all(b"last").unwrap();
-            std::thread::yield_now();
-        }
+        // The other console still gets its lines, and learns of those that it did not get.
+        say("the-last-line");
+        wait_for(&dev.join("tty0"), "the-last-line");
+    }
+
+    #[test]
+    fn progress_is_a_line_a_second() {
+        let mut plain = Plain::default();
+        let shown = [0, 400, 999, 1000, 1500, 2100].map(|at| {
+            let event = Event::Progress(Progress::default());
+            let at = Duration::from_millis(at);
+            !plain.show(&Record { at, event }, 0).is_empty()
+        });
+        assert_eq!(shown, [true, false, false, true, false, true]);
+    }
+
+    #[test]
+    fn lines_look_like_the_kernels() {
+        let record = |origin| Record {
+            at: Duration::from_millis(12_034),
+            event: Event::Line(Line::new(Level::WARN, origin, "text")),
+        };
+        let own = record(Origin::Agent);
+        assert_eq!(line(&own).unwrap(), "[   12.034]  WARN text");
+        let kernel = record(Origin::Kernel { unseen: true });
+        assert_eq!(line(&kernel).unwrap(), "[   12.034]  WARN kernel: text");
+        let seen = record(Origin::Kernel { unseen: false });
+        assert!(is_shown(&kernel.event) && !is_shown(&seen.event));
+        assert_eq!(
+            Plain::default().show(&own, 3),
+            "(3 lines were too many for this console)\n[   12.034]  WARN text\n"
+        );
     }
 }

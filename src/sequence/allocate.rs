@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::task::block_in_place;
 
+use super::class::NoDisk;
 use super::failure::{During, Failure, Step};
 use super::register::Registered;
-use super::{boot_disk, come_back};
+use super::{boot_disk, come_back, silence};
 use crate::control::api::{Allocation, EventType};
 use crate::decide::{
     Age, Answer, Decision, Journal, WipeScope, decide, silence_that_proves_no_allocation,
@@ -16,11 +17,13 @@ use crate::decide::{
 use crate::efi::gpt::Partition;
 use crate::efi::{esp, journal};
 use crate::init::power;
+use crate::report::steps;
 use crate::storage::eligible::{self, Exclusions, Sorted};
 use crate::storage::scope::ScopedDisks;
 use crate::storage::wipe;
 use crate::storage::wipe_policy::{Occasion, OnFailure, depth};
-use crate::storage::{disks, scope};
+use crate::storage::{disks, reservation, scope};
+use crate::watchdog::Progress;
 
 /// How often a machine that holds looks whether something has changed.
 const HOLD: Duration = Duration::from_secs(60);
@@ -34,6 +37,8 @@ pub struct Allocated {
     pub(super) disks_are_empty: bool,
     /// A finished install of this very allocation stands on the disk.
     pub(super) reinstall: bool,
+    /// The journal names this very allocation, so its disks can be told, and have to be.
+    pub(super) is_known: bool,
 }
 
 impl Registered {
@@ -42,12 +47,14 @@ impl Registered {
     /// # Errors
     /// The control plane cannot be asked, the journal cannot be read or written, or a disk
     /// could not be wiped.
-    pub(super) async fn allocate(self) -> Result<Allocated, Failure> {
+    pub(super) async fn allocate(self, progress: Progress) -> Result<Allocated, Failure> {
+        progress.begin(silence::START);
         let (read, is_copy) = self.read_journal()?;
         tracing::info!("install journal: {read}");
         let mut reported_hold = false;
         loop {
-            let standing = self.ask(&read).await?;
+            let standing = progress.endless(self.ask(&read)).await?;
+            progress.begin(silence::START);
             let journal = if is_copy {
                 journal::for_standing(&read, standing.as_ref().map(|it| it.uuid))
             } else {
@@ -64,27 +71,39 @@ impl Registered {
             tracing::info!("decision: {decision}");
             match (decision, standing) {
                 (Decision::WipeAndInstall(scope), Some(allocation)) => {
-                    let reinstall = matches!(journal, Journal::Installed { allocation: done } if done == allocation.uuid);
-                    return Ok(self.allocated(allocation, scope, false, reinstall));
+                    let (reinstall, is_known) = match journal {
+                        Journal::Installed { allocation: its } => (true, its == allocation.uuid),
+                        Journal::Installing {
+                            allocation: its, ..
+                        } => (false, its == allocation.uuid),
+                        Journal::None | Journal::Wiped => (false, false),
+                    };
+                    return Ok(Allocated {
+                        reinstall: reinstall && is_known,
+                        is_known,
+                        ..self.allocated(allocation, scope, false)
+                    });
                 }
                 (Decision::Install(scope), Some(allocation)) => {
-                    self.check(&scope)?;
-                    return Ok(self.allocated(allocation, scope, true, false));
+                    self.check(&scope, &progress)?;
+                    return Ok(self.allocated(allocation, scope, true));
                 }
                 (Decision::WipeAndWait(scope), _) => {
                     let disks = self.in_scope(&scope)?;
-                    self.wipe(&disks)?;
-                    return self.wait().await;
+                    self.wipe(&disks, &progress)?;
+                    return self.wait(&progress).await;
                 }
                 (Decision::CheckAndWait(scope), _) => {
-                    self.check(&scope)?;
-                    return self.wait().await;
+                    self.check(&scope, &progress)?;
+                    return self.wait(&progress).await;
                 }
                 (Decision::BootDisk, _) => {
-                    match boot_disk::boot(&self.authorized.connected.booted.efi)? {}
+                    let booted = &self.authorized.connected.booted;
+                    match boot_disk::boot(&booted.efi, &booted.lifeline)? {}
                 }
                 (Decision::Hold, _) => {
-                    self.hold(&mut reported_hold).await;
+                    progress.endless(self.hold(&mut reported_hold)).await;
+                    steps::again();
                 }
                 (Decision::WipeAndInstall(_) | Decision::Install(_), None) => {
                     let why = "an install was decided without an allocation; this is a defect of the agent";
@@ -94,19 +113,20 @@ impl Registered {
         }
     }
 
+    /// To be installed on a machine that nothing is known of.
     fn allocated(
         self,
         allocation: Allocation,
         scope: WipeScope,
         disks_are_empty: bool,
-        reinstall: bool,
     ) -> Allocated {
         Allocated {
             registered: self,
             allocation,
             scope,
             disks_are_empty,
-            reinstall,
+            reinstall: false,
+            is_known: false,
         }
     }
 
@@ -129,10 +149,10 @@ impl Registered {
     /// Whether the machine has an allocation: `None` only after a silence that proves it.
     async fn ask(&self, journal: &Journal) -> Result<Option<Allocation>, Failure> {
         let (silence, waits) = silence_that_proves_no_allocation(journal);
-        tracing::info!(
-            "asking for an allocation; {} s of silence mean none",
-            silence.as_secs()
-        );
+        steps::begin(Step::Allocation);
+        let seconds = silence.as_secs();
+        let what = format!("asking for an allocation; {seconds} s of silence mean none");
+        steps::doing(what, None);
         self.authorized.probe(silence, waits).await
     }
 
@@ -151,15 +171,15 @@ impl Registered {
 
     /// Says that a standing allocation meets a machine without a journal, then pauses.
     async fn hold(&self, reported: &mut bool) {
-        let why = "holding: this machine has an allocation but no install journal, so its disks may be in use; \
+        let why = "this machine has an allocation but no install journal, so its disks may be in use; \
                    nothing was written. Order the install with machine.allocation in metal.config, set policy.adopt, \
                    or free the machine";
+        steps::hold(why);
         if !*reported {
-            tracing::warn!("{why}");
             match self
                 .authorized
                 .apiserver
-                .send_event(EventType::Crashed, why)
+                .send_event(EventType::Crashed, &format!("holding: {why}"))
                 .await
             {
                 Ok(()) => *reported = true,
@@ -181,6 +201,8 @@ impl Registered {
         };
         let medium = &self.authorized.connected.booted.medium;
         let sorted = eligible::erasable(disks, medium.iter().map(String::as_str), &exclusions);
+        let held = block_in_place(|| reservation::held(&sorted.erasable));
+        let sorted = sorted.without_reserved(&held);
         for (disk, reason) in &sorted.left_alone {
             tracing::info!("{} is left alone: {reason}", disk.path.display());
         }
@@ -190,18 +212,15 @@ impl Registered {
     fn in_scope(&self, scope: &WipeScope) -> Result<ScopedDisks, Failure> {
         let disks = scope::disks_in_scope(scope, &self.sorted_disks()?, None).during(Step::Wipe)?;
         if disks.disks().is_empty() {
-            let why = "this machine has no disk that may be written, so nothing could ever be installed on it; \
-                       check disks, controller and policy.exclude_disks";
-            return Err(Failure::new(Step::Wipe, why));
+            return Err(NoDisk).during(Step::Wipe);
         }
         Ok(disks)
     }
 
-    fn wipe(&self, disks: &ScopedDisks) -> Result<(), Failure> {
+    fn wipe(&self, disks: &ScopedDisks, progress: &Progress) -> Result<(), Failure> {
         let efi = &self.authorized.connected.booted.efi;
         come_back(efi);
-        tracing::info!("wiping {} disks", disks.disks().len());
-        block_in_place(|| self.wipe_disks(disks, Occasion::ChangeOfHands))?;
+        block_in_place(|| self.wipe_disks(disks, Occasion::ChangeOfHands, progress))?;
         journal::write(efi, &Journal::Wiped).during(Step::Wipe)
     }
 
@@ -211,9 +230,12 @@ impl Registered {
         &self,
         disks: &ScopedDisks,
         occasion: Occasion,
+        progress: &Progress,
     ) -> Result<(), Failure> {
+        steps::begin(Step::Wipe);
+        steps::doing(format!("wiping {} disks", disks.disks().len()), None);
         let policy = &self.authorized.settings.policy;
-        let result = wipe::wipe(disks, depth(policy.wipe, occasion));
+        let result = wipe::wipe(disks, depth(policy.wipe, occasion), progress);
         let (wiped, error) = match result {
             Ok(wiped) => (wiped, None),
             Err(error) => (Vec::new(), Some(error)),
@@ -233,29 +255,39 @@ impl Registered {
 
     /// Disks that an earlier boot wiped are looked at. Those that carry something are wiped
     /// again, and those that cannot be read: a wipe unlocks a drive whose erase was cut.
-    fn check(&self, scope: &WipeScope) -> Result<(), Failure> {
+    fn check(&self, scope: &WipeScope, progress: &Progress) -> Result<(), Failure> {
+        steps::begin(Step::Wipe);
+        progress.begin(silence::FLUSH);
         let disks = self.in_scope(scope)?;
         let dirty = block_in_place(|| wipe::not_known_empty(&disks));
         if dirty.disks().is_empty() {
             tracing::info!("{} disks are still empty", disks.disks().len());
             return Ok(());
         }
-        self.wipe(&dirty)
+        self.wipe(&dirty, progress)
     }
 
     /// Waits for an allocation, for as long as it takes or until the planned reboot.
-    async fn wait(self) -> Result<Allocated, Failure> {
+    async fn wait(self, progress: &Progress) -> Result<Allocated, Failure> {
+        steps::begin(Step::Wait);
+        progress.begin(silence::calls(&self.authorized.settings.policy));
         self.authorized
             .send_event(EventType::Waiting, "", Step::Allocation)
             .await?;
-        tracing::info!("waiting for an allocation");
+        steps::doing("waiting for an allocation", None);
+        self.authorized.connected.booted.lifeline.succeeded();
         // An idle machine reboots, so that new agents and firmware settings reach it; at a random
         // time, so that a fleet does not reboot at once.
         let wait = self.authorized.settings.policy.wait();
         let patience = wait + wait.mul_f64(rand::random());
-        let Ok(allocation) =
-            tokio::time::timeout(patience, self.authorized.wait_for_allocation()).await
+        let Ok(allocation) = progress
+            .endless(tokio::time::timeout(
+                patience,
+                self.authorized.wait_for_allocation(),
+            ))
+            .await
         else {
+            progress.begin(silence::calls(&self.authorized.settings.policy));
             match self.planned_reboot().await {}
         };
         let allocation = allocation?;
@@ -264,7 +296,7 @@ impl Registered {
             self.answer(Some(&allocation)),
             Default::default(),
         ) {
-            Decision::Install(scope) => Ok(self.allocated(allocation, scope, true, false)),
+            Decision::Install(scope) => Ok(self.allocated(allocation, scope, true)),
             other => {
                 let why = format!(
                     "wiped disks and an allocation lead to {other}; this is a defect of the agent"

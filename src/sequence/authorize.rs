@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -12,6 +12,9 @@ use tokio::time::Instant;
 use super::clock::{self, Ntp};
 use super::connect::Connected;
 use super::failure::{During, Failure, Step};
+use super::logs;
+use super::silence;
+use super::token::{self, Refusals};
 use crate::config::{BaseUrl, Settings, Source, Sourced, layer};
 use crate::control::api::{Allocation, EventType};
 use crate::control::apiserver::Apiserver;
@@ -22,11 +25,11 @@ use crate::control::line::{Line, Ways};
 use crate::control::retry::Verdict;
 use crate::control::uplink::{self, Make};
 use crate::net::{Link, Path, Preference, Target};
+use crate::report::steps;
+use crate::watchdog::Progress;
 
 /// A helper whose tokens are refused at once must not be asked in a tight loop.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
-/// Tokens in a row that are refused as soon as they come: another one would be, too.
-const RENEWALS: u32 = 3;
 /// A path that connects, but brings no answer for this long, gives way to the others.
 const ONE_PATH: Duration = Duration::from_secs(45);
 
@@ -60,7 +63,9 @@ impl Connected {
     ///
     /// # Errors
     /// No helper URL, no usable answer, or an answer that leaves apiserver or token unsaid.
-    pub(super) async fn authorize(self) -> Result<Authorized, Failure> {
+    pub(super) async fn authorize(self, progress: Progress) -> Result<Authorized, Failure> {
+        steps::begin(Step::BootHelper);
+        progress.begin(silence::boot_helper(&self.booted.settings().policy));
         let Asked {
             settings,
             path,
@@ -99,6 +104,8 @@ impl Connected {
         let apiserver = Apiserver::new(&base.url, token, self.booted.machine, control.clone())
             .during(Step::BootHelper)?;
         self.booted.lifeline.report_to(&apiserver);
+        let mut lines = Vec::from(lines);
+        lines.extend(logs::start(&settings, self.booted.machine, &route));
         let mut keeper = JoinSet::new();
         let network = Arc::clone(&self.network);
         keeper.spawn(async move { uplink::keep(&network, &target, path, &lines).await });
@@ -154,14 +161,15 @@ impl Connected {
                        or PIXIE_API_URL=http://[address]:4242 on the kernel command line";
             return Err(Failure::new(Step::BootHelper, why));
         };
-        tracing::info!(
-            "asking the boot helper {} ({})",
-            helper.value,
-            helper.source
-        );
         let BaseUrl { url, zone } = &helper.value;
         let target = Target::of(url, zone.as_deref()).during(Step::BootHelper)?;
-        let deadline = Instant::now() + local.policy.boot_helper_timeout();
+        let patience = local.policy.boot_helper_timeout();
+        let deadline = Instant::now() + patience;
+        let what = format!(
+            "asking the boot helper {} ({})",
+            helper.value, helper.source
+        );
+        steps::doing(what, Some(patience));
         let mut preference = Preference::default();
         let mut tried = BTreeSet::new();
         let (path, fetched) = loop {
@@ -188,6 +196,7 @@ impl Connected {
                         return Err(error).during(Step::BootHelper);
                     };
                     tracing::warn!("{path}: {error}; asking over another link");
+                    steps::again();
                     // Once: it need not win.
                     tried.insert(next);
                     preference.first = Some(next);
@@ -195,6 +204,7 @@ impl Connected {
                 }
                 Err(error) if left > ONE_PATH && error.verdict() != Verdict::GiveUp => {
                     tracing::warn!("{path}: {error}; looking for another path");
+                    steps::again();
                     preference.last = Some(path.candidate.index);
                 }
                 Err(error) => return Err(error).during(Step::BootHelper),
@@ -216,18 +226,16 @@ impl Connected {
 }
 
 impl Authorized {
-    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed,
-    /// [`RENEWALS`] times.
+    /// Whether the machine has an allocation; a token that has expired meanwhile is renewed.
     pub(super) async fn probe(
         &self,
         silence: Duration,
         waits: u32,
     ) -> Result<Option<Allocation>, Failure> {
-        let mut renewals = 0;
+        let mut refusals = Refusals::default();
         loop {
             match self.apiserver.probe(silence, waits).await {
-                Err(error) if error.is_unauthenticated() && renewals < RENEWALS => {
-                    renewals += 1;
+                Err(error) if error.is_unauthenticated() && refusals.go_on() => {
                     self.renew_token(&error).await?;
                 }
                 result => return result.during(Step::Allocation),
@@ -235,11 +243,25 @@ impl Authorized {
         }
     }
 
-    /// Waits for an allocation, for as long as it takes; a token that expires is renewed.
+    /// Waits for an allocation, for as long as it takes. The token is renewed before it expires,
+    /// and when it is refused.
     pub(super) async fn wait_for_allocation(&self) -> Result<Allocation, Failure> {
+        let due = || token::renew_in(&self.apiserver.token(), Timestamp::now());
+        let renew = || async {
+            if let Err(failure) = self.fetch_token().await {
+                tracing::warn!("the token was not renewed before its time: {failure}");
+            }
+        };
+        token::kept_fresh(self.wait_with_any_token(), due, renew).await
+    }
+
+    async fn wait_with_any_token(&self) -> Result<Allocation, Failure> {
+        let mut refusals = Refusals::default();
         loop {
             match self.apiserver.wait_for_allocation().await {
-                Err(error) if error.is_unauthenticated() => self.renew_token(&error).await?,
+                Err(error) if error.is_unauthenticated() && refusals.go_on() => {
+                    self.renew_token(&error).await?;
+                }
                 result => return result.during(Step::Allocation),
             }
         }
@@ -264,10 +286,15 @@ impl Authorized {
     /// Fetches a new token from the boot helper.
     pub(super) async fn renew_token(&self, refused: &Error) -> Result<(), Failure> {
         tracing::warn!("{refused}; asking the boot helper for a new token");
+        self.fetch_token().await?;
+        tokio::time::sleep(RENEWAL_PAUSE).await;
+        Ok(())
+    }
+
+    async fn fetch_token(&self) -> Result<(), Failure> {
         let asked = self.connected.ask_helper().await?;
         let (_, token) = endpoint(&asked.settings)?;
         self.apiserver.set_token(token);
-        tokio::time::sleep(RENEWAL_PAUSE).await;
         Ok(())
     }
 }

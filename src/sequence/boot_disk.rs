@@ -6,10 +6,11 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use super::failure::{During, Failure, Step};
+use super::failure::{During, Failure, Lifeline, Step};
 use crate::efi;
 use crate::efi::vars::Vars;
 use crate::init::power;
+use crate::report::steps;
 use crate::storage::disks::{self, Transport};
 
 /// Points BootNext at the installed OS and says which boot entry that is.
@@ -29,8 +30,10 @@ pub fn aim(efi: &Vars) -> Result<String, Failure> {
 }
 
 /// Resets the machine into the installed OS.
-pub(super) fn boot(efi: &Vars) -> Result<Infallible, Failure> {
+pub(super) fn boot(efi: &Vars, lifeline: &Lifeline) -> Result<Infallible, Failure> {
+    steps::begin(Step::BootDisk);
     let chosen = aim(efi)?;
+    lifeline.succeeded();
     tracing::info!("this machine is installed: booting its disk, {chosen}");
     power::reboot_now()
 }

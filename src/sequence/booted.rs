@@ -9,10 +9,13 @@ use super::failure::{During, Failure, Lifeline, Step};
 use crate::config::cmdline;
 use crate::config::layer::Layer;
 use crate::config::{Settings, Source, file, medium};
-use crate::efi;
 use crate::efi::vars::Vars;
+use crate::efi::{self, boot};
 use crate::hardware::{self, Roots};
-use crate::report::console::Verbosity;
+use crate::report::event::{Event, Machine};
+use crate::report::log::Verbosity;
+use crate::report::{steps, stream};
+use crate::watchdog::Progress;
 
 /// Where the boot medium is mounted for the moment it takes to read it.
 const MEDIUM_MOUNT: &str = "/run/medium";
@@ -27,6 +30,8 @@ pub struct Booted {
     pub(super) medium: Vec<String>,
     pub(super) machine: Uuid,
     pub(super) efi: Vars,
+    /// The firmware starts only what a key of its own vouches for, and this kernel with it.
+    pub(super) secure_boot: bool,
 }
 
 impl Booted {
@@ -34,7 +39,12 @@ impl Booted {
     ///
     /// # Errors
     /// No usable machine id, no UEFI, or settings that forbid what this agent is.
-    pub fn start(lifeline: Lifeline, verbosity: Verbosity) -> Result<Self, Failure> {
+    pub fn start(
+        lifeline: Lifeline,
+        verbosity: Verbosity,
+        progress: Progress,
+    ) -> Result<Self, Failure> {
+        steps::begin(Step::Start);
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
         refuse_half_a_policy("kernel command line", &command_line.problems)?;
@@ -49,6 +59,9 @@ impl Booted {
         let settings = Settings::from_layers(layers.clone());
         verbosity(settings.debug);
         lifeline.follow(&settings.policy);
+        progress.beat();
+        #[cfg(debug_assertions)]
+        crate::init::fault::strike();
         let efi = Vars::open(Path::new(efi::EFIVARS)).during(Step::Start)?;
         lifeline.use_efi(&efi);
         if !settings.ipv6 {
@@ -56,8 +69,18 @@ impl Booted {
                 "metal.config says ipv6: false, but this agent speaks IPv6 only; remove the key";
             return Err(Failure::new(Step::Start, why));
         }
+        let secure_boot = boot::secure_boot(&efi);
+        if secure_boot {
+            tracing::info!(
+                "Secure Boot is on: kexec starts only a kernel that is signed with a key of the firmware's db"
+            );
+        }
         let machine = hardware::machine_id(&Roots::live()).during(Step::Start)?;
         tracing::info!("machine {machine}");
+        stream::tell(Event::Machine(Machine {
+            id: machine,
+            hardware: hardware::title(Path::new("/sys")),
+        }));
         if let Some(hostname) = &settings.hostname
             && let Err(errno) = nix::unistd::sethostname(hostname)
         {
@@ -70,6 +93,7 @@ impl Booted {
             medium,
             machine,
             efi,
+            secure_boot,
         })
     }
 

@@ -1,13 +1,18 @@
 //! Booted -> Connected: links up, an address by SLAAC, neighbours by LLDP.
 
-use super::Booted;
 use super::failure::{During, Failure, Step};
+use super::silence;
+use super::{Booted, ports};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+
+use tokio::task::JoinSet;
 
 use crate::config::policy::AddrGenMode;
 use crate::net::lldp;
 use crate::net::{self, Addressing, Network};
+use crate::report::steps;
+use crate::watchdog::Progress;
 
 /// A machine with a usable address.
 pub struct Connected {
@@ -15,6 +20,8 @@ pub struct Connected {
     /// Keeps links and DNS servers followed.
     pub(super) network: Arc<Network>,
     pub(super) lldp: lldp::Listener,
+    /// Tells how the ports are.
+    _ports: JoinSet<()>,
 }
 
 impl Booted {
@@ -22,8 +29,10 @@ impl Booted {
     ///
     /// # Errors
     /// No address within the policy's time; the cause has a line for each NIC.
-    pub(super) async fn connect(self) -> Result<Connected, Failure> {
+    pub(super) async fn connect(self, progress: Progress) -> Result<Connected, Failure> {
+        steps::begin(Step::Network);
         let policy = self.settings().policy;
+        progress.begin(silence::network(&policy));
         // No secret at all, but as stable as the addresses have to be.
         let secret = Ipv6Addr::from(self.machine.as_u128());
         let addressing = match policy.addr_gen_mode {
@@ -42,12 +51,11 @@ impl Booted {
             program: super::PROGRAM.into(),
         };
         let lldp = lldp::Listener::start(network.watch(), identity);
-        tracing::info!(
-            "waiting for an IPv6 address, {} s at most",
-            policy.slaac_timeout().as_secs()
-        );
+        let limit = policy.slaac_timeout();
+        let ports = ports::follow(&network, &lldp);
+        steps::doing("waiting for an IPv6 address", Some(limit));
         let address = network
-            .wait_for_address(policy.slaac_timeout())
+            .wait_for_address(limit)
             .await
             .during(Step::Network)?;
         tracing::info!("address {} on {}", address.address, address.link);
@@ -55,6 +63,7 @@ impl Booted {
             booted: self,
             network: Arc::new(network),
             lldp,
+            _ports: ports,
         })
     }
 }

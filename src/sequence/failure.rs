@@ -3,21 +3,38 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::{self, Write as _};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::back_off;
+use super::class::{Class, Classed, Missing};
 use crate::config::Policy;
 use crate::control::api::EventType;
 use crate::control::apiserver::Apiserver;
+use crate::efi::failures;
 use crate::efi::vars::Vars;
-use crate::init::power;
+use crate::init::{panic, power};
+use crate::report::steps;
+use crate::watchdog::{self, Progress, Vital};
 
 /// How long the CRASHED event may take: the machine has to get out of this, heard or not.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The longest that failure handling may be without a sign of life.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How often a machine that holds says so, and looks whether something was plugged in.
+const HOLD_ROUND: Duration = Duration::from_secs(60);
+
+/// A machine that holds resets after this, in case the reset brings something back after all.
+const LONGEST_HOLD: Duration = Duration::from_secs(6 * 3600);
+
 /// The server's limit for an event's message.
-const MAX_MESSAGE: usize = 256;
+pub(super) const MAX_MESSAGE: usize = 256;
 
 /// The steps of a boot, as operators read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +42,11 @@ pub enum Step {
     Start,
     Network,
     BootHelper,
+    SwitchPorts,
     Registration,
     Allocation,
     Wipe,
+    Wait,
     Preflight,
     Partitioning,
     Image,
@@ -44,9 +63,11 @@ impl fmt::Display for Step {
             Self::Start => "start",
             Self::Network => "network",
             Self::BootHelper => "boot helper",
+            Self::SwitchPorts => "switch ports",
             Self::Registration => "registration",
             Self::Allocation => "allocation",
             Self::Wipe => "wipe",
+            Self::Wait => "wait",
             Self::Preflight => "preflight",
             Self::Partitioning => "partitioning",
             Self::Image => "image",
@@ -65,15 +86,17 @@ pub struct Failure {
     pub step: Step,
     /// The cause with everything that led to it; may have several lines.
     pub cause: String,
+    pub class: Class,
 }
 
 impl Failure {
-    /// A failure whose cause is a plain text.
+    /// A failure whose cause is a plain text; a reset may help.
     #[must_use]
     pub fn new(step: Step, cause: impl Into<String>) -> Self {
         Self {
             step,
             cause: cause.into(),
+            class: Class::Reboot,
         }
     }
 
@@ -107,9 +130,13 @@ pub trait During<T> {
     fn during(self, step: Step) -> Result<T, Failure>;
 }
 
-impl<T, E: Error> During<T> for Result<T, E> {
+impl<T, E: Classed> During<T> for Result<T, E> {
     fn during(self, step: Step) -> Result<T, Failure> {
-        self.map_err(|error| Failure::new(step, chain(&error)))
+        self.map_err(|error| Failure {
+            step,
+            cause: chain(&error),
+            class: error.class(),
+        })
     }
 }
 
@@ -138,6 +165,8 @@ struct Inner {
     policy: Mutex<Policy>,
     /// The disk holds a whole OS, an old one or the one just installed: it boots next.
     os_is_whole: AtomicBool,
+    /// Who works, for the watchdog.
+    vital: Vital,
 }
 
 impl Lifeline {
@@ -154,6 +183,7 @@ impl Lifeline {
     /// How failures are to be handled.
     pub fn follow(&self, policy: &Policy) {
         *self.0.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy.clone();
+        watchdog::follow(policy.watchdog());
     }
 
     /// Says whether the disk holds a whole OS that is to boot if this boot fails: an old one
@@ -162,29 +192,95 @@ impl Lifeline {
         self.0.os_is_whole.store(whole, Ordering::SeqCst);
     }
 
+    /// Whose signs of life the watchdog wants.
+    #[must_use]
+    pub fn vital(&self) -> &Vital {
+        &self.0.vital
+    }
+
+    /// The machine got where it should: earlier failures do not count any more.
+    pub fn succeeded(&self) {
+        if let Some(Err(error)) = self.0.efi.get().map(failures::clear) {
+            tracing::warn!("cannot forget earlier failures: {error}");
+        }
+    }
+
     /// Reports a failure and resets the machine, which comes back to this medium, or to the
-    /// old OS where a re-install failed before it wrote anything.
+    /// old OS where a re-install failed before it wrote anything. What no reset can help is
+    /// waited for first.
     pub async fn fail(&self, failure: Failure) -> Infallible {
+        // Whatever worked until now may be stuck for good; only this counts from here.
+        let progress = self.0.vital.only("failure handling", SILENCE);
+        panic::is_handled();
         tracing::error!("FAILED: {failure}");
-        self.report(&failure.message()).await;
-        let delay = {
-            let policy = self.0.policy.lock().unwrap_or_else(PoisonError::into_inner);
-            policy.reboot_delay()
-        };
-        tracing::warn!("rebooting in {} s", delay.as_secs());
-        tokio::time::sleep(delay).await;
+        steps::fail(&failure);
+        self.report(EventType::Crashed, &failure.message()).await;
+        if let Class::Hold(missing) = failure.class {
+            self.hold(&failure, missing, &progress, Path::new("/sys"))
+                .await;
+        }
+        // Before the pause: a watchdog may cut it short.
+        self.aim_next_boot();
+        let (pause, number) = back_off::next(self.0.efi.get(), self.reboot_delay());
+        if number > 1 {
+            tracing::warn!("failure number {number} in a row");
+        }
+        count_down(pause, &progress).await;
+        power::reboot_now()
+    }
+
+    /// Resets the machine because somebody asked for it.
+    pub async fn leave(&self, why: &str) -> Infallible {
+        let _progress = self.0.vital.only("the way out", SILENCE);
+        tracing::warn!("{why}: rebooting");
+        self.report(EventType::PlannedReboot, why).await;
         self.aim_next_boot();
         power::reboot_now()
     }
 
-    async fn report(&self, message: &str) {
+    fn reboot_delay(&self) -> Duration {
+        let policy = self.0.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        policy.reboot_delay()
+    }
+
+    /// Stays until something was plugged in (or out), or for [`LONGEST_HOLD`].
+    async fn hold(&self, failure: &Failure, missing: Missing, progress: &Progress, sys: &Path) {
+        let before = missing.present(sys);
+        let begin = Instant::now();
+        while begin.elapsed() < LONGEST_HOLD {
+            steps::hold(&format!(
+                "{}; no reset can help. This machine looks again every {} s",
+                failure.message(),
+                HOLD_ROUND.as_secs()
+            ));
+            if let Some(apiserver) = self.0.apiserver.get() {
+                let alive =
+                    apiserver.send_event_within(EventType::Alive, "holding", REPORT_DEADLINE);
+                if let Err(error) = progress.endless(alive).await {
+                    tracing::debug!("cannot say that the machine lives: {error}");
+                }
+            }
+            progress.endless(tokio::time::sleep(HOLD_ROUND)).await;
+            if missing.present(sys) != before {
+                tracing::warn!("the hardware has changed");
+                return;
+            }
+        }
+    }
+
+    async fn report(&self, event: EventType, message: &str) {
         let Some(apiserver) = self.0.apiserver.get() else {
             tracing::warn!("there is no control plane yet to report this to");
             return;
         };
-        let event = apiserver.send_event_within(EventType::Crashed, message, REPORT_DEADLINE);
-        match event.await {
-            Ok(()) => tracing::info!("the control plane knows (CRASHED)"),
+        match apiserver
+            .send_event_within(event, message, REPORT_DEADLINE)
+            .await
+        {
+            Ok(()) if event == EventType::Crashed => {
+                tracing::info!("the control plane knows (CRASHED)");
+            }
+            Ok(()) => tracing::info!("the control plane knows"),
             Err(error) => tracing::error!("cannot report the failure: {error}"),
         }
     }
@@ -204,6 +300,32 @@ impl Lifeline {
     }
 }
 
+/// Pauses, and says now and then how long still.
+async fn count_down(pause: Duration, progress: &Progress) {
+    let end = Instant::now() + pause;
+    tracing::warn!("rebooting in {} s", pause.as_secs());
+    steps::count_down(pause.as_secs());
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        let whole = Duration::from_secs(left.as_secs());
+        // To the next whole second, then on from there.
+        let step = if left == whole {
+            Duration::from_secs(1)
+        } else {
+            left - whole
+        };
+        tokio::time::sleep(step).await;
+        progress.beat();
+        let left = end.saturating_duration_since(Instant::now()).as_secs();
+        if left < pause.as_secs() && back_off::is_worth_a_line(left) {
+            tracing::warn!("rebooting in {left} s");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +334,52 @@ mod tests {
     #[derive(Debug, Error)]
     #[error("cannot write /dev/vda")]
     struct Outer(#[source] std::io::Error);
+
+    impl Classed for Outer {}
+
+    #[tokio::test(start_paused = true)]
+    async fn a_countdown_lasts_as_long_as_it_says_and_shows_that_it_lives() {
+        let vital = Vital::default();
+        let progress = vital.only("failure handling", Duration::from_secs(2));
+        let begin = Instant::now();
+        let pause = Duration::from_millis(90_500);
+        let counting = tokio::spawn(async move { count_down(pause, &progress).await });
+        for _ in 0..90 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(vital.judge(), watchdog::progress::Verdict::Alive);
+        }
+        counting.await.unwrap();
+        let took = begin.elapsed();
+        assert!(
+            took >= pause && took < pause + Duration::from_secs(1),
+            "{took:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_holds_goes_on_when_something_is_plugged_in() {
+        let sys = tempfile::tempdir().unwrap();
+        let lifeline = Lifeline::default();
+        let progress = lifeline.vital().only("failure handling", SILENCE);
+        let failure = Err::<(), _>(crate::net::Error::NoNic).during(Step::Network);
+        let failure = failure.unwrap_err();
+        assert_eq!(failure.class, Class::Hold(Missing::Nic));
+        let nic = sys.path().join("class/net/eth0");
+        let plug = async {
+            tokio::time::sleep(Duration::from_secs(3000)).await;
+            std::fs::create_dir_all(nic).unwrap();
+        };
+        let begin = Instant::now();
+        let hold = lifeline.hold(&failure, Missing::Nic, &progress, sys.path());
+        tokio::join!(hold, plug);
+        let held = begin.elapsed().as_secs();
+        assert!((3000..=3060).contains(&held), "{held} s");
+        let begin = Instant::now();
+        lifeline
+            .hold(&failure, Missing::Nic, &progress, sys.path())
+            .await;
+        assert_eq!(begin.elapsed(), LONGEST_HOLD, "it resets in the end");
+    }
 
     #[test]
     fn a_failure_names_step_and_causes() {

@@ -8,18 +8,26 @@ use secrecy::SecretString;
 
 use super::allocate::Allocated;
 use super::come_back;
-use super::failure::{During, Failure, Step};
+use super::failure::{During, Failure, MAX_MESSAGE, Step};
+use super::silence;
 use crate::control::api::EventType;
 use crate::control::apiserver::Completion;
+use crate::control::text::printable;
 use crate::efi::{boot, journal};
 use crate::init::power;
 use crate::install;
 use crate::install::kexec::Loaded;
-use crate::report::{console, memory};
+use crate::net;
+use crate::report::{console, memory, steps, stream};
+use crate::watchdog::{self, Progress};
 
 /// After InstallationSucceeded the switch port is in the tenant's network: what follows is
-/// best effort and may take this long in all (contracts.md §1).
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// best effort and may take 2 s in all (contracts.md §1): the last event, then the last lines.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+const LAST_FLUSH: Duration = Duration::from_millis(500);
+
+/// Characters of an image's name in the last event; each may have four bytes.
+const MAX_IMAGE: usize = 24;
 
 /// The way into the installed OS.
 pub(super) struct NewKernel {
@@ -43,7 +51,12 @@ impl Installed {
     ///
     /// # Errors
     /// The control plane refuses the report.
-    pub(super) async fn kexec(self) -> Result<Infallible, Failure> {
+    pub(super) async fn kexec(self, progress: Progress) -> Result<Infallible, Failure> {
+        steps::begin(Step::Report);
+        let calls = silence::calls(&self.allocated.registered.authorized.settings.policy);
+        progress.begin(2 * calls);
+        // The network may be the tenant's after the report.
+        console::flush();
         if let Err(failure) = self.report().await {
             // The control plane still takes the install for unfinished; so does the next boot.
             let efi = &self.allocated.registered.authorized.connected.booted.efi;
@@ -54,21 +67,30 @@ impl Installed {
         let authorized = &self.allocated.registered.authorized;
         let booted = &authorized.connected.booted;
         booted.lifeline.os_is_whole(true);
+        booted.lifeline.succeeded();
         if let Some(peak) = memory::peak_rss(Path::new("/proc")) {
             tracing::info!("peak RSS of the agent: {} MiB", peak.div_ceil(1 << 20));
         }
-        let image = &self.allocated.allocation.image.id;
-        let last_words =
-            authorized
-                .apiserver
-                .send_event_within(EventType::BootingNewKernel, image, LAST_WORDS);
+        steps::log();
+        let message = last_message(
+            &self.allocated.allocation.image.id,
+            &self.kernel,
+            booted.secure_boot,
+        );
+        let last_words = authorized.apiserver.send_event_within(
+            EventType::BootingNewKernel,
+            &message,
+            LAST_WORDS,
+        );
         if let Err(error) = last_words.await {
             tracing::warn!("the last event was not heard: {error}");
         }
         let error = match self.kernel.loaded {
             Ok(loaded) => {
                 tracing::info!("kexec");
-                console::flush();
+                stream::flush(LAST_FLUSH);
+                net::quiet::take_down(Path::new("/sys"));
+                watchdog::before_kexec();
                 match loaded.execute() {
                     Err(error) => error,
                 }
@@ -104,5 +126,74 @@ impl Installed {
             ),
         }
         Ok(())
+    }
+}
+
+/// What the last event says: the image, where this kernel refuses to start it that the firmware
+/// does, and what the boot's time went into.
+fn last_message(image: &str, kernel: &NewKernel, secure_boot: bool) -> String {
+    let way = way(&printable(image, MAX_IMAGE), kernel, secure_boot);
+    let left = MAX_MESSAGE.saturating_sub(way.len() + 2);
+    match steps::short(left) {
+        took if took.is_empty() => way,
+        took => format!("{way}, {took}"),
+    }
+}
+
+/// What the control plane is told about the boot: the image, and where this kernel refuses to
+/// start it, that the firmware does.
+fn way(image: &str, kernel: &NewKernel, secure_boot: bool) -> String {
+    if kernel.loaded.is_ok() {
+        return image.to_owned();
+    }
+    let entry = match kernel.entry {
+        Some(number) => format!("boot entry {number:04X}"),
+        None => "the removable path of its disk".to_owned(),
+    };
+    let why = if secure_boot {
+        "under Secure Boot kexec takes only a kernel that a key of the firmware vouches for"
+    } else {
+        "kexec was refused"
+    };
+    format!("{image}, by a reset into {entry}: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(entry: Option<u16>) -> NewKernel {
+        NewKernel {
+            loaded: Err(install::Error::Kexec {
+                kernel: "/boot/vmlinuz".to_owned(),
+                reason: "not permitted".to_owned(),
+            }),
+            entry,
+        }
+    }
+
+    #[test]
+    fn a_refused_kexec_is_told_of() {
+        let text = way("debian-12", &refused(Some(0x1a)), true);
+        assert_eq!(
+            text,
+            "debian-12, by a reset into boot entry 001A: under Secure Boot kexec takes only a kernel \
+             that a key of the firmware vouches for"
+        );
+        let text = way("debian-12", &refused(None), false);
+        assert_eq!(
+            text,
+            "debian-12, by a reset into the removable path of its disk: kexec was refused"
+        );
+    }
+
+    #[test]
+    fn the_last_event_is_short_whatever_an_image_is_called() {
+        for image in ["debian-12", &"\u{1F980}".repeat(200)] {
+            for entry in [Some(1), None] {
+                let message = last_message(image, &refused(entry), true);
+                assert!(message.len() <= MAX_MESSAGE, "{message}");
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -13,45 +14,53 @@ use super::allocate::Allocated;
 use super::come_back;
 use super::failure::{During, Failure, Step};
 use super::finish::{Installed, NewKernel};
-use super::preflight::Checked;
+use super::preflight::{Checked, Way};
+use super::silence;
 use crate::control::api::EventType;
 use crate::decide::{Extent, Journal};
 use crate::efi::device_path::EspLocation;
-use crate::efi::{boot, esp, journal};
+use crate::efi::{boot, esp, journal, root_disks};
 use crate::image::root::RootDir;
-use crate::image::{self, Progress, VerifiedImage};
+use crate::image::{self, VerifiedImage};
 use crate::install::files::{self, Facts};
-use crate::install::{self, BootInfo, chroot, kexec, native};
+use crate::install::kexec::Loaded;
+use crate::install::{self, BootInfo, chroot, denylist, kexec, native};
+use crate::report::steps;
 use crate::storage::apply::apply;
 use crate::storage::disks;
+use crate::storage::identity::RootDisks;
+use crate::storage::plan::Plan;
 use crate::storage::target::{EfiPartition, Target};
 use crate::storage::tools::Tools;
 use crate::storage::wipe;
 use crate::storage::wipe_policy::{Occasion, depth};
+use crate::watchdog::Progress;
 
 /// Where the new root is mounted.
-const TARGET: &str = "/mnt/root";
+pub(super) const TARGET: &str = "/mnt/root";
 
 impl Allocated {
     /// Installs the allocation's image.
     ///
     /// # Errors
     /// Anything that went wrong. What a failure after the first write leaves is not bootable.
-    pub(super) async fn install(self) -> Result<Installed, Failure> {
+    pub(super) async fn install(self, progress: Progress) -> Result<Installed, Failure> {
+        progress.begin(silence::image());
         let lifeline = &self.registered.authorized.connected.booted.lifeline;
         lifeline.os_is_whole(self.reinstall);
         let checked = self.check().await?;
         let password = install::console_password().during(Step::Preflight)?;
-        self.announce().await?;
+        progress.begin(silence::calls(&self.registered.authorized.settings.policy));
+        self.announce(&checked.root_disks).await?;
         lifeline.os_is_whole(false);
-        match self.write(&checked, &password).await {
+        match self.write(&checked, &password, &progress).await {
             Ok(kernel) => Ok(Installed {
                 allocated: self,
                 password,
                 kernel,
             }),
             Err(failure) => {
-                self.spoil(&checked);
+                self.spoil(&checked, &progress);
                 Err(failure)
             }
         }
@@ -59,7 +68,7 @@ impl Allocated {
 
     /// Says what is about to happen, last of all where a power cut cannot erase it: from
     /// then on this boot may write, and the next one knows that it did.
-    async fn announce(&self) -> Result<(), Failure> {
+    async fn announce(&self, root_disks: &RootDisks) -> Result<(), Failure> {
         self.registered
             .authorized
             .send_event(
@@ -70,6 +79,13 @@ impl Allocated {
             .await?;
         let efi = &self.registered.authorized.connected.booted.efi;
         come_back(efi);
+        // Before the journal: a re-install that is cut has to find its disks again.
+        match (root_disks::write(efi, root_disks), self.scope.extent()) {
+            (Err(error), Extent::EveryDisk) => tracing::warn!(
+                "{error}; a re-install will have to tell the disks by what stands on them"
+            ),
+            (written, _) => written.during(Step::Preflight)?,
+        }
         journal::write(efi, &self.begun()).during(Step::Preflight)
     }
 
@@ -91,6 +107,7 @@ impl Allocated {
         &self,
         checked: &Checked,
         password: &SecretString,
+        progress: &Progress,
     ) -> Result<NewKernel, Failure> {
         if !self.disks_are_empty {
             // What the layout does not cover must not survive, or be found by the next OS.
@@ -98,15 +115,18 @@ impl Allocated {
                 Extent::RootDisks => Occasion::Reinstall,
                 Extent::EveryDisk => Occasion::ChangeOfHands,
             };
-            block_in_place(|| self.registered.wipe_disks(&checked.disks, occasion))?;
+            block_in_place(|| {
+                self.registered
+                    .wipe_disks(&checked.disks, occasion, progress)
+            })?;
         }
-        let (target, image) = self.unpack(checked).await?;
-        let boot_info = self.prepare(&target, password).await?;
-        let kernel = self.make_bootable(&target, &image, &boot_info)?;
-        // Its open files would keep the target busy.
-        drop(boot_info);
-        self.copy_journal(&target, &self.done())?;
-        block_in_place(|| target.unmount()).during(Step::BootEntry)?;
+        let kernel = match &checked.way {
+            Way::Layout(plan) => self.write_layout(checked, plan, password, progress).await?,
+            Way::DiskImage(disk) => {
+                self.write_disk_image(checked, disk, password, progress)
+                    .await?
+            }
+        };
         let efi = &self.registered.authorized.connected.booted.efi;
         // In this order: a cut between the two leads back here, to a journal that boots the disk.
         journal::write(efi, &self.done()).during(Step::BootEntry)?;
@@ -114,17 +134,60 @@ impl Allocated {
         Ok(kernel)
     }
 
+    async fn write_layout(
+        &self,
+        checked: &Checked,
+        plan: &Plan,
+        password: &SecretString,
+        progress: &Progress,
+    ) -> Result<NewKernel, Failure> {
+        let (target, image) = self.unpack(checked, plan, progress).await?;
+        steps::begin(Step::Installer);
+        progress.begin(silence::INSTALLER);
+        let boot_info = self.prepare(&target, password).await?;
+        steps::begin(Step::BootEntry);
+        progress.begin(silence::FLUSH);
+        // The removable path is looked at last, whatever the directory.
+        let id = boot_info.bootloader_id.as_deref().unwrap_or("BOOT");
+        let esp = esp_of(&target)?;
+        let loader = esp::loader_in(&esp, id).during(Step::BootEntry)?;
+        let entry = self.make_bootable(&target, id, &loader)?;
+        let loaded = self.load_kernel(&boot_info, &image);
+        // Its open files would keep the target busy.
+        drop(boot_info);
+        self.finish(target, &checked.root_disks)?;
+        Ok(NewKernel { loaded, entry })
+    }
+
+    /// Leaves the timeline and the journal's copy on the target and takes it down.
+    pub(super) fn finish(&self, target: Target, root_disks: &RootDisks) -> Result<(), Failure> {
+        // A disk image's root need not be one that can be mounted here.
+        if !target.root_uuid.is_empty() {
+            files::write_timeline(&target.root, &steps::record());
+        }
+        self.copy_journal(&target, &self.done(), root_disks)?;
+        block_in_place(|| target.unmount()).during(Step::BootEntry)
+    }
+
     /// Lays out the disks and streams the image onto them. Should the image cache have a
     /// damaged copy, once more from the origin, onto fresh file systems.
-    async fn unpack(&self, checked: &Checked) -> Result<(Target, VerifiedImage), Failure> {
+    async fn unpack(
+        &self,
+        checked: &Checked,
+        plan: &Plan,
+        progress: &Progress,
+    ) -> Result<(Target, VerifiedImage), Failure> {
         let mut source = checked.image.clone();
         loop {
-            let target =
-                block_in_place(|| apply(&checked.plan, Path::new(TARGET), &Tools::default()))
-                    .during(Step::Partitioning)?;
-            self.copy_journal(&target, &self.begun())?;
+            steps::begin(Step::Partitioning);
+            progress.begin(silence::LAYOUT);
+            let target = block_in_place(|| apply(plan, Path::new(TARGET), &Tools::default()))
+                .during(Step::Partitioning)?;
+            self.copy_journal(&target, &self.begun(), &checked.root_disks)?;
             let downloads = &self.registered.authorized.downloads;
-            let show = |so_far: Progress| tracing::info!("{so_far}");
+            steps::begin(Step::Image);
+            progress.begin(silence::image());
+            let show = show(progress);
             match image::install(downloads, &source, &target.root, &show).await {
                 Ok(image) => {
                     tracing::info!("{}", image.summary());
@@ -141,17 +204,47 @@ impl Allocated {
 
     /// Writes what the installer reads, runs it, and reads what it left.
     async fn prepare(&self, target: &Target, password: &SecretString) -> Result<BootInfo, Failure> {
-        let settings = &self.registered.authorized.settings;
         let root = RootDir::open(&target.root).during(Step::Installer)?;
         let fstab = target.fstab();
-        // An installer wants a serial console, which need not be the last one.
+        files::write_fstab(&root, &fstab).during(Step::Installer)?;
+        if !self.run_installer(&root, target, password).await? {
+            tracing::info!("the image ships no installer: the agent does its work");
+            let console = self.console();
+            let facts = native::Facts {
+                hostname: &self.allocation.hostname,
+                ssh_public_keys: &self.allocation.ssh_public_keys,
+                root_uuid: &target.root_uuid,
+                root_partition: root_partition(target),
+                console: console.as_deref(),
+            };
+            native::configure(&root, &facts).during(Step::Installer)?;
+        }
+        // Images may write their own.
+        files::write_fstab(&root, &fstab).during(Step::Installer)?;
+        install::boot_info(&root).during(Step::Installer)
+    }
+
+    /// An installer wants a serial console, which need not be the last one.
+    fn console(&self) -> Option<String> {
         let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-        let console = files::serial_console(&line).or_else(|| {
-            let console = settings.console.as_ref()?;
+        files::serial_console(&line).or_else(|| {
+            let console = self.registered.authorized.settings.console.as_ref()?;
             files::serial_console(&format!("console={console}"))
-        });
+        })
+    }
+
+    /// Writes what an installer reads and runs the image's, or the one that was brought. False:
+    /// there is none.
+    pub(super) async fn run_installer(
+        &self,
+        root: &RootDir,
+        target: &Target,
+        password: &SecretString,
+    ) -> Result<bool, Failure> {
+        let settings = &self.registered.authorized.settings;
+        let console = self.console();
         // What our installer does not understand is no reason to keep it from the image's own.
-        let own = chroot::find_installer(&root).during(Step::Installer)?;
+        let own = chroot::find_installer(root).during(Step::Installer)?;
         let brought = settings.os_installer.as_ref().filter(|_| own.is_none());
         let facts = Facts {
             machine: self.registered.authorized.connected.booted.machine,
@@ -165,94 +258,91 @@ impl Allocated {
             drop_fields: brought.map_or(&[], |installer| &installer.drop_fields),
         };
         let rendered = files::render(&facts).during(Step::Installer)?;
-        files::write(&root, &rendered).during(Step::Installer)?;
-        files::write_fstab(&root, &fstab).during(Step::Installer)?;
+        files::write(root, &rendered).during(Step::Installer)?;
         // A captured image may hold one of another machine; only this install's counts.
         root.remove(Path::new(install::BOOT_INFO))
             .during(Step::Installer)?;
         if let Some(installer) = brought {
             let downloads = &self.registered.authorized.downloads.bound.client();
-            install::fetch_installer(downloads, &installer.url, &installer.sha256, &root)
+            install::fetch_installer(downloads, &installer.url, &installer.sha256, root)
                 .await
                 .during(Step::Installer)?;
         }
-        match chroot::find_installer(&root).during(Step::Installer)? {
-            Some(installer) => {
-                let secrets = files::secrets(&facts);
-                chroot::run(&root, installer, chroot::DEADLINE, &secrets)
-                    .await
-                    .during(Step::Installer)?;
-            }
-            None => {
-                tracing::info!("the image ships no installer: the agent does its work");
-                let facts = native::Facts {
-                    hostname: &self.allocation.hostname,
-                    ssh_public_keys: &self.allocation.ssh_public_keys,
-                    root_uuid: &target.root_uuid,
-                    root_partition: root_partition(target),
-                    console: console.as_deref(),
-                };
-                native::configure(&root, &facts).during(Step::Installer)?;
-            }
-        }
-        // Images may write their own.
-        files::write_fstab(&root, &fstab).during(Step::Installer)?;
-        install::boot_info(&root).during(Step::Installer)
+        let Some(installer) = chroot::find_installer(root).during(Step::Installer)? else {
+            return Ok(false);
+        };
+        let secrets = files::secrets(&facts);
+        chroot::run(root, installer, chroot::DEADLINE, &secrets)
+            .await
+            .during(Step::Installer)?;
+        Ok(true)
     }
 
-    /// Loads the new kernel and puts the disk first in the firmware's order. Only a verified
-    /// image gets this far.
-    fn make_bootable(
+    /// Puts the disk first in the firmware's order, by the loader at this path of its EFI
+    /// system partition. Answers the boot entry; none where the firmware takes none.
+    pub(super) fn make_bootable(
         &self,
         target: &Target,
-        image: &VerifiedImage,
-        boot_info: &BootInfo,
-    ) -> Result<NewKernel, Failure> {
-        let Some(partition) = &target.esp else {
-            let why = "the layout has no EFI system partition, so the firmware could never boot this disk; \
-                       expected a GPT_TYPE_BOOT partition with vfat at /boot/efi";
-            return Err(Failure::new(Step::BootEntry, why));
-        };
-        // The removable path is looked at last, whatever the directory.
-        let id = boot_info.bootloader_id.as_deref().unwrap_or("BOOT");
-        let loader = esp::loader_in(&esp_mount(target, partition), id).during(Step::BootEntry)?;
-        let mirrors = target.esp_mirrors.iter();
-        let locations: Vec<_> = std::iter::once(partition)
-            .chain(mirrors)
+        id: &str,
+        loader: &str,
+    ) -> Result<Option<u16>, Failure> {
+        let locations: Vec<_> = target
+            .esp
+            .iter()
+            .chain(&target.esp_mirrors)
             .map(location)
             .collect();
         let efi = &self.registered.authorized.connected.booted.efi;
-        let entry = match boot::install_entries(efi, id, &locations, &loader) {
-            Ok(entries) => entries.first().copied(),
+        match boot::install_entries(efi, id, &locations, loader) {
+            Ok(entries) => Ok(entries.first().copied()),
             Err(error) if error.is_nvram() => {
                 tracing::warn!(
                     "{error}; falling back on the removable path, which firmware tries without an entry"
                 );
-                esp::make_removable(&esp_mount(target, partition), &loader)
-                    .during(Step::BootEntry)?;
-                None
+                esp::make_removable(&esp_of(target)?, loader).during(Step::BootEntry)?;
+                Ok(None)
             }
-            Err(error) => return Err(error).during(Step::BootEntry),
-        };
-        Ok(NewKernel {
-            loaded: kexec::load(boot_info, image),
-            entry,
-        })
+            Err(error) => Err(error).during(Step::BootEntry),
+        }
     }
 
-    /// A copy for the day the firmware forgets its variables.
-    fn copy_journal(&self, target: &Target, journal: &Journal) -> Result<(), Failure> {
-        match &target.esp {
-            Some(partition) => {
-                journal::copy_to_esp(&esp_mount(target, partition), journal).during(Step::BootEntry)
-            }
-            None => Ok(()),
+    /// Loads the new kernel, unless policy says that kexec does not work on this machine. Only
+    /// a verified image gets this far.
+    pub(super) fn load_kernel(
+        &self,
+        boot_info: &BootInfo,
+        image: &VerifiedImage,
+    ) -> Result<Loaded, install::Error> {
+        let denied = &self.registered.authorized.settings.policy.kexec_denylist;
+        match denylist::entry_that_fits(Path::new("/sys"), denied) {
+            Some(entry) => Err(install::Error::Kexec {
+                kernel: boot_info.kernel_path.clone(),
+                reason: format!("policy.kexec_denylist has {entry:?}, which is this machine"),
+            }),
+            None => kexec::load(boot_info, image),
         }
+    }
+
+    /// A copy for the day the firmware forgets its variables. Where the EFI system partition is
+    /// mirrored, each member has it.
+    fn copy_journal(
+        &self,
+        target: &Target,
+        journal: &Journal,
+        root_disks: &RootDisks,
+    ) -> Result<(), Failure> {
+        if target.esp.is_none() {
+            return Ok(());
+        }
+        let esp = esp_of(target)?;
+        root_disks::copy_to_esp(&esp, root_disks)
+            .and_then(|()| journal::copy_to_esp(&esp, journal))
+            .during(Step::BootEntry)
     }
 
     /// Makes sure that a half-written disk boots nowhere, should the firmware find it before
     /// this medium. Best effort: the journal says `installing` and the next boot begins anew.
-    fn spoil(&self, checked: &Checked) {
+    fn spoil(&self, checked: &Checked, progress: &Progress) {
         // A journal that calls the disks installed must not outlive what is on them.
         let efi = &self.registered.authorized.connected.booted.efi;
         if let Err(error) = journal::write(efi, &self.begun()) {
@@ -261,11 +351,24 @@ impl Allocated {
         }
         block_in_place(|| {
             unmount_below(Path::new(TARGET));
-            match wipe::wipe(&checked.disks, depth(None, Occasion::Spoiled)) {
+            match wipe::wipe(&checked.disks, depth(None, Occasion::Spoiled), progress) {
                 Ok(_) => tracing::info!("the half-written disks were made unbootable"),
                 Err(error) => tracing::warn!("a half-written disk may be bootable: {error}"),
             }
         });
+    }
+}
+
+/// Tells how an image comes on, and that it does.
+pub(super) fn show(progress: &Progress) -> impl Fn(image::Progress) + Send + Sync {
+    let before = AtomicU64::new(0);
+    move |so_far: image::Progress| {
+        // Both only ever grow: a sum that changed is an image that moved.
+        let sum = so_far.downloaded.wrapping_add(so_far.unpacked);
+        if before.swap(sum, Ordering::Relaxed) != sum {
+            progress.beat();
+        }
+        steps::progress(so_far);
     }
 }
 
@@ -280,8 +383,15 @@ fn location(partition: &EfiPartition) -> EspLocation {
 }
 
 /// Where the EFI system partition of the target is mounted.
-fn esp_mount(target: &Target, partition: &EfiPartition) -> PathBuf {
-    target.root.join(partition.path.trim_start_matches('/'))
+pub(super) fn esp_of(target: &Target) -> Result<PathBuf, Failure> {
+    match &target.esp {
+        Some(partition) => Ok(target.root.join(partition.path.trim_start_matches('/'))),
+        None => {
+            let why = "there is no EFI system partition, so the firmware could never boot this disk; \
+                       expected a GPT_TYPE_BOOT partition with vfat at /boot/efi";
+            Err(Failure::new(Step::BootEntry, why))
+        }
+    }
 }
 
 /// The GUID of the partition that is the target's `/`.

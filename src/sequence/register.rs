@@ -10,10 +10,13 @@ use tokio::time::timeout;
 use super::authorize::Authorized;
 use super::bmc;
 use super::failure::{During, Failure, Step};
+use super::silence;
 use crate::control::api::{EventType, Nic};
 use crate::control::apiserver::Apiserver;
 use crate::hardware::{self, Inventory, Roots};
 use crate::net::lldp::PortNeighbour;
+use crate::report::steps;
+use crate::watchdog::Progress;
 
 /// How often the control plane hears that the machine lives (contracts.md §1).
 const ALIVE_EVERY: Duration = Duration::from_secs(60);
@@ -46,7 +49,10 @@ impl Authorized {
     ///
     /// # Errors
     /// Too few switch ports in time, or the server refuses; its message is the cause.
-    pub(super) async fn register(self) -> Result<Registered, Failure> {
+    pub(super) async fn register(self, progress: Progress) -> Result<Registered, Failure> {
+        steps::begin(Step::Registration);
+        let call = silence::calls(&self.settings.policy);
+        progress.begin(call);
         let apiserver = &self.apiserver;
         apiserver
             .send_event(EventType::Preparing, super::PROGRAM)
@@ -55,6 +61,7 @@ impl Authorized {
         if let Some(offset) = self.guessed {
             crate::clock::keep(offset);
         }
+        progress.beat();
         let super_user_password = apiserver
             .super_user_password()
             .await
@@ -63,14 +70,18 @@ impl Authorized {
         let bmc = bmc::look(&self.settings.policy);
         let requirement = self.settings.policy.switches();
         if requirement.interfaces > 0 {
-            tracing::info!("listening for switches on {} ports", requirement.interfaces);
+            steps::begin(Step::SwitchPorts);
+            let what = format!("listening for switches on {} ports", requirement.interfaces);
+            steps::doing(what, Some(requirement.timeout));
         }
+        progress.begin(silence::switches(&self.settings.policy));
         let neighbours = self
             .connected
             .lldp
             .wait_for(requirement)
             .await
             .during(Step::Registration)?;
+        steps::begin(Step::Registration);
         let ports = by_link(&neighbours);
         for (link, switches) in &ports {
             for switch in switches {
@@ -81,11 +92,14 @@ impl Authorized {
                 );
             }
         }
+        // The BMC has 80 s, a call more.
+        progress.begin(call);
         let bmc = bmc::secure(bmc, &self.settings.policy, super_user_password).await?;
         apiserver
             .send_event(EventType::Registering, &bmc.warning())
             .await
             .during(Step::Registration)?;
+        progress.begin(INSPECTION + call);
         let inventory = self
             .inspect()
             .await?
@@ -98,6 +112,7 @@ impl Authorized {
         let request = hardware::register(&inventory, &ports, &partition, super::PROGRAM, tags)
             .during(Step::Registration)?;
         let request = hardware::register::with_bmc(request, bmc.bmc, &bmc.fru);
+        progress.begin(call);
         let registered = apiserver
             .register(&request)
             .await
@@ -167,7 +182,10 @@ fn by_link(neighbours: &[PortNeighbour]) -> Vec<(String, Vec<Nic>)> {
 async fn keep_alive(apiserver: Apiserver) {
     loop {
         tokio::time::sleep(ALIVE_EVERY).await;
-        if let Err(error) = apiserver.send_event(EventType::Alive, "").await {
+        if let Err(error) = apiserver
+            .send_event(EventType::Alive, &steps::status())
+            .await
+        {
             tracing::debug!("cannot say that the machine lives: {error}");
         }
     }

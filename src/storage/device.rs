@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use super::disks::{DevId, Disk};
+use crate::watchdog::Progress;
 
 /// Discarded with one call, so that a huge disk does not spend minutes in one ioctl.
 const DISCARD_STEP: u64 = 64 << 30;
@@ -138,9 +140,9 @@ pub fn size(file: &File, path: &Path) -> Result<u64, Error> {
 ///
 /// # Errors
 /// `Unsupported` when it cannot discard; else what failed.
-pub fn discard(file: &File, size: u64) -> io::Result<()> {
+pub fn discard(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
     // SAFETY: the kernel reads two u64 from `range`, which lives through the call.
-    in_steps(size, DISCARD_STEP, |range| unsafe {
+    in_steps(0..size, DISCARD_STEP, &|| progress.beat(), |range| unsafe {
         ioctl::blkdiscard(file.as_raw_fd(), range)
     })
 }
@@ -149,9 +151,9 @@ pub fn discard(file: &File, size: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// `Unsupported` when it cannot do that; else what failed.
-pub fn secure_discard(file: &File, size: u64) -> io::Result<()> {
+pub fn secure_discard(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
     // SAFETY: as in `discard`.
-    in_steps(size, DISCARD_STEP, |range| unsafe {
+    in_steps(0..size, DISCARD_STEP, &|| progress.beat(), |range| unsafe {
         ioctl::blksecdiscard(file.as_raw_fd(), range)
     })
 }
@@ -160,21 +162,35 @@ pub fn secure_discard(file: &File, size: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// What failed.
-pub fn zero_out(file: &File, size: u64) -> io::Result<()> {
+pub fn zero_out(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
+    zero(file, 0..size, &|| progress.beat())
+}
+
+/// The same for a short part of the device, in bytes.
+///
+/// # Errors
+/// `Unsupported` for what is no block device, or not made of its blocks; else what failed.
+pub fn zero_range(file: &File, range: Range<u64>) -> io::Result<()> {
+    zero(file, range, &|| ())
+}
+
+fn zero(file: &File, range: Range<u64>, beat: &dyn Fn()) -> io::Result<()> {
     // SAFETY: as in `discard`.
-    in_steps(size, ZERO_STEP, |range| unsafe {
+    in_steps(range, ZERO_STEP, beat, |range| unsafe {
         ioctl::blkzeroout(file.as_raw_fd(), range)
     })
 }
 
 fn in_steps(
-    size: u64,
+    whole: Range<u64>,
     step: u64,
+    beat: &dyn Fn(),
     act: impl Fn(&[u64; 2]) -> nix::Result<libc::c_int>,
 ) -> io::Result<()> {
-    let mut start = 0;
-    while start < size {
-        let range = [start, step.min(size - start)];
+    let mut start = whole.start;
+    while start < whole.end {
+        beat();
+        let range = [start, step.min(whole.end - start)];
         match act(&range) {
             Ok(_) => start += range[1],
             Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => {
@@ -372,7 +388,7 @@ mod tests {
     fn a_file_cannot_discard_and_can_be_flushed() {
         let file = tempfile::tempfile().unwrap();
         for act in [discard, secure_discard, zero_out] {
-            let error = act(&file, 4096).unwrap_err();
+            let error = act(&file, 4096, &Progress::unwatched()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         }
         flush(&file).unwrap();

@@ -10,9 +10,12 @@ use super::ata::{self, Security, Transfer};
 use super::device;
 use super::disks::{Disk, Transport};
 use super::ladder::{Facts, Rung};
-use super::nvme::{self, AdminCommand, IDENTIFY_SIZE, Nvme, SANITIZE_LOG_SIZE, Sanitized};
+use super::nvme::{self, Command, IDENTIFY_SIZE, Nvme, SANITIZE_LOG_SIZE, Sanitized};
+use super::reservation;
 use super::scsi::{self, Progress, REPORT_SIZE, SENSE_SIZE, Sanitize};
+use super::wipe;
 use super::wipe_disk::{self, Drive};
+use crate::watchdog;
 
 /// A sanitize ends in the background: looked at this often, for this long at most.
 const POLL: Duration = Duration::from_secs(2);
@@ -24,6 +27,7 @@ const SHORT_MS: u32 = 30_000;
 pub(super) struct OpenDrive<'d> {
     pub file: &'d File,
     pub disk: &'d Disk,
+    pub progress: &'d watchdog::Progress,
 }
 
 impl Drive for OpenDrive<'_> {
@@ -79,10 +83,10 @@ impl Drive for OpenDrive<'_> {
             Rung::AtaErase => self.ata_erase(false),
             Rung::ScsiSanitizeCrypto => self.scsi_sanitize(Sanitize::Crypto),
             Rung::ScsiSanitizeBlock => self.scsi_sanitize(Sanitize::Block),
-            Rung::SecureDiscard => device::secure_discard(self.file, self.disk.size),
-            Rung::Discard => device::discard(self.file, self.disk.size),
-            Rung::ZeroOut => device::zero_out(self.file, self.disk.size),
-            Rung::Overwrite => wipe_disk::overwrite(self.file, self.disk.size),
+            Rung::SecureDiscard => device::secure_discard(self.file, self.disk.size, self.progress),
+            Rung::Discard => device::discard(self.file, self.disk.size, self.progress),
+            Rung::ZeroOut => device::zero_out(self.file, self.disk.size, self.progress),
+            Rung::Overwrite => wipe_disk::overwrite(self.file, self.disk.size, self.progress),
             Rung::Marks => Ok(()),
         }
     }
@@ -90,12 +94,21 @@ impl Drive for OpenDrive<'_> {
 
 impl OpenDrive<'_> {
     /// One NVMe admin command; answers completion dword 0.
-    fn admin(&self, mut command: AdminCommand, data: &mut [u8]) -> io::Result<u32> {
+    fn admin(&self, command: Command, data: &mut [u8]) -> io::Result<u32> {
+        self.nvme_command(command, data, ioctl::nvme_admin)
+    }
+
+    fn nvme_command(
+        &self,
+        mut command: Command,
+        data: &mut [u8],
+        send: unsafe fn(i32, *mut Command) -> nix::Result<i32>,
+    ) -> io::Result<u32> {
         command.addr = data.as_mut_ptr() as u64;
         command.data_len = u32::try_from(data.len()).map_err(io::Error::other)?;
-        // SAFETY: the kernel reads `command` and transfers at most `data_len` bytes to or from
-        // `data`; both live through the call.
-        let status = unsafe { ioctl::nvme_admin(self.file.as_raw_fd(), &raw mut command) }?;
+        // SAFETY: `send` is one of the two below that take a command; the kernel reads `command`
+        // and transfers at most `data_len` bytes to or from `data`; both live through the call.
+        let status = unsafe { send(self.file.as_raw_fd(), &raw mut command) }?;
         // A negative answer is an errno, a positive one the controller's status.
         match status {
             0 => Ok(command.result),
@@ -106,6 +119,37 @@ impl OpenDrive<'_> {
         }
     }
 
+    fn namespace(&self) -> io::Result<u32> {
+        // SAFETY: NVME_IOCTL_ID takes no argument.
+        let nsid = unsafe { ioctl::nvme_id(self.file.as_raw_fd()) }?;
+        u32::try_from(nsid).map_err(io::Error::other)
+    }
+
+    /// Whether somebody holds a reservation.
+    ///
+    /// # Errors
+    /// When the drive knows no reservations, or does not answer.
+    pub fn is_reserved(&self) -> io::Result<bool> {
+        if self.disk.transport == Transport::Nvme {
+            let nsid = self.namespace()?;
+            let mut answer = [0; reservation::NVME_SIZE];
+            let mut ask = |extended| {
+                let report = reservation::nvme_report(nsid, extended);
+                self.nvme_command(report, &mut answer, ioctl::nvme_io)
+            };
+            ask(false).or_else(|_| ask(true))?;
+            return Ok(reservation::nvme_is_held(&answer));
+        }
+        let mut answer = [0; reservation::SCSI_SIZE];
+        self.scsi(
+            &reservation::scsi_cdb(),
+            Transfer::In,
+            &mut answer,
+            reservation::ANSWER_MS,
+        )?;
+        Ok(reservation::scsi_is_held(&answer))
+    }
+
     fn identify(&self, about: nvme::About) -> io::Result<Box<[u8; IDENTIFY_SIZE]>> {
         let mut data = Box::new([0; IDENTIFY_SIZE]);
         self.admin(nvme::identify(about), &mut data[..])?;
@@ -113,9 +157,7 @@ impl OpenDrive<'_> {
     }
 
     fn nvme(&self) -> io::Result<Nvme> {
-        // SAFETY: NVME_IOCTL_ID takes no argument.
-        let nsid = unsafe { ioctl::nvme_id(self.file.as_raw_fd()) }?;
-        let nsid = u32::try_from(nsid).map_err(io::Error::other)?;
+        let nsid = self.namespace()?;
         Ok(Nvme::parse(
             nsid,
             &*self.identify(nvme::About::Controller)?,
@@ -125,8 +167,9 @@ impl OpenDrive<'_> {
     }
 
     fn nvme_format(&self, erase: nvme::Erase) -> io::Result<()> {
-        self.admin(nvme::format(&self.nvme()?, erase), &mut [])
-            .map(drop)
+        let command = nvme::format(&self.nvme()?, erase);
+        let limit = Duration::from_millis(command.timeout_ms.into());
+        self.silently(limit, || self.admin(command, &mut []).map(drop))
     }
 
     fn sanitized(&self) -> io::Result<Sanitized> {
@@ -150,6 +193,14 @@ impl OpenDrive<'_> {
         })
     }
 
+    /// A command that the drive answers only when it is done, which it bounds itself.
+    fn silently<T>(&self, limit: Duration, command: impl FnOnce() -> T) -> T {
+        self.progress.begin(limit + wipe::SILENCE);
+        let done = command();
+        self.progress.begin(wipe::SILENCE);
+        done
+    }
+
     fn wait(&self, what: &str, progress: impl Fn() -> io::Result<Progress>) -> io::Result<()> {
         let disk = self.disk.path.display();
         let deadline = Instant::now() + SANITIZE_LIMIT;
@@ -167,6 +218,8 @@ impl OpenDrive<'_> {
                         tracing::info!("{disk}: {what} is at {} %", tenths * 10);
                         told = tenths;
                     }
+                    // The drive says that it is at work: no sign of ours, but one of life.
+                    self.progress.beat();
                     std::thread::sleep(POLL);
                 }
             }
@@ -275,7 +328,11 @@ impl OpenDrive<'_> {
         self.ata(ata::Command::SetPassword, SHORT_MS)?;
         let erased = self
             .ata(ata::Command::ErasePrepare, SHORT_MS)
-            .and_then(|_| self.ata(ata::Command::EraseUnit { enhanced }, ms));
+            .and_then(|_| {
+                let limit = Duration::from_millis(ms.into());
+                let erase = ata::Command::EraseUnit { enhanced };
+                self.silently(limit, || self.ata(erase, ms))
+            });
         // A successful erase has taken the password off by itself.
         let unlocked = self.take_password_off();
         erased?;
@@ -342,6 +399,7 @@ impl SgIoHeader {
 /// Kernel, `include/uapi/linux/nvme_ioctl.h` and `include/scsi/sg.h`.
 mod ioctl {
     nix::ioctl_none!(nvme_id, b'N', 0x40);
-    nix::ioctl_readwrite!(nvme_admin, b'N', 0x41, super::AdminCommand);
+    nix::ioctl_readwrite!(nvme_admin, b'N', 0x41, super::Command);
+    nix::ioctl_readwrite!(nvme_io, b'N', 0x43, super::Command);
     nix::ioctl_readwrite_bad!(sg_io, 0x2285, super::SgIoHeader);
 }

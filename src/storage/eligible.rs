@@ -34,6 +34,8 @@ pub enum Reason {
     Fabric(Transport),
     /// Policy names it by the value given.
     Excluded(String),
+    /// A reservation is held on it, so another host uses it.
+    Reserved,
     /// Another path to the disk named, which is in the list already.
     SecondPath(String),
 }
@@ -48,6 +50,7 @@ impl fmt::Display for Reason {
             Self::ReadOnly => f.write_str("read-only"),
             Self::Fabric(transport) => write!(f, "a fabric disk ({transport})"),
             Self::Excluded(by) => write!(f, "excluded by policy ({by})"),
+            Self::Reserved => f.write_str("reserved by another host; free it there first"),
             Self::SecondPath(of) => write!(f, "a second path to {of}"),
         }
     }
@@ -58,6 +61,22 @@ impl fmt::Display for Reason {
 pub struct Sorted {
     pub erasable: Vec<Disk>,
     pub left_alone: Vec<(Disk, Reason)>,
+}
+
+impl Sorted {
+    /// Leaves those alone whose kernel names are in `held`: they are reserved.
+    #[must_use]
+    pub fn without_reserved(mut self, held: &[String]) -> Self {
+        let (reserved, erasable) = self
+            .erasable
+            .into_iter()
+            .partition(|disk| held.contains(&disk.name));
+        self.erasable = erasable;
+        let reserved: Vec<Disk> = reserved;
+        self.left_alone
+            .extend(reserved.into_iter().map(|disk| (disk, Reason::Reserved)));
+        self
+    }
 }
 
 /// Sorts `disks`. `boot_medium` is what the machine was booted from, each a disk or one of
@@ -277,6 +296,17 @@ mod tests {
         let sorted = erasable(disks.to_vec(), ["sda1", "sdc"], &Exclusions::default());
         assert_eq!(sorted.left_alone.len(), 2);
         assert_eq!(sorted.erasable[0].name, "sdb");
+    }
+
+    #[test]
+    fn a_reserved_disk_is_left_alone() {
+        let disks = ["sda", "sdb"].map(|name| disk(name, 1 << 30));
+        let sorted = erasable(disks.to_vec(), None, &Exclusions::default());
+        let sorted = sorted.without_reserved(&["sdb".to_owned()]);
+        assert_eq!(sorted.erasable.len(), 1);
+        assert_eq!(sorted.erasable[0].name, "sda");
+        assert_eq!(sorted.left_alone[0].0.name, "sdb");
+        assert_eq!(sorted.left_alone[0].1, Reason::Reserved);
     }
 
     #[test]

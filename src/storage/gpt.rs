@@ -7,6 +7,7 @@ use thiserror::Error;
 use uuid::{Uuid, uuid};
 
 use super::device::{self, failed};
+use super::disks::Disk;
 use super::plan::{MIB, PlannedDisk};
 use crate::control::api::GptType;
 
@@ -69,13 +70,46 @@ pub fn write(file: &mut File, planned: &PlannedDisk) -> Result<Vec<Uuid>, Error>
     }
     GPT::write_protective_mbr_into(file, block).map_err(table("write the protective MBR of"))?;
     gpt.write_into(file).map_err(table("write"))?;
+    check_written(file, disk, &gpt)?;
+    Ok(guids)
+}
+
+/// Moves the backup of a table, which came with a disk image, to the end of the disk, and lets
+/// the space until there be used. The table must have passed [`crate::efi::gpt::geometry`].
+///
+/// # Errors
+/// When there is no table, or the device fails or does not keep what was written.
+pub fn move_backup(file: &mut File, disk: &Disk) -> Result<(), Error> {
+    let block = u64::from(disk.logical_block_size);
+    let table = |operation| {
+        move |source| Error::Table {
+            operation,
+            disk: disk.path.display().to_string(),
+            source,
+        }
+    };
+    let mut gpt = GPT::read_from(file, block).map_err(table("read"))?;
+    gpt.header
+        .update_from(file, block)
+        .map_err(table("enlarge"))?;
+    GPT::write_protective_mbr_into(file, block).map_err(table("write the protective MBR of"))?;
+    gpt.write_into(file).map_err(table("write"))?;
+    check_written(file, disk, &gpt)
+}
+
+fn check_written(file: &mut File, disk: &Disk, gpt: &GPT) -> Result<(), Error> {
     device::flush(file).map_err(failed("flush", &disk.path))?;
-    let read_back = GPT::read_from(file, block).map_err(table("read back"))?;
+    let table = |source| Error::Table {
+        operation: "read back",
+        disk: disk.path.display().to_string(),
+        source,
+    };
+    let read_back = GPT::read_from(file, gpt.sector_size).map_err(table)?;
     let is_same = read_back.header == gpt.header
         && read_back.header.is_primary()
         && gpt.iter().eq(read_back.iter());
     if is_same {
-        Ok(guids)
+        Ok(())
     } else {
         Err(Error::Different {
             disk: disk.path.display().to_string(),
@@ -153,5 +187,28 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("/dev/sda"), "{error}");
+    }
+
+    #[test]
+    fn a_backup_is_moved_to_the_end_of_a_larger_disk() {
+        for block in [512, 4096] {
+            let image = planned(100 * MIB, block);
+            let mut file = file(100 * MIB);
+            write(&mut file, &image).unwrap();
+            file.set_len(150 * MIB).unwrap();
+            let mut larger = image.disk.clone();
+            larger.size = 150 * MIB;
+            move_backup(&mut file, &larger).unwrap();
+            // The backup alone tells the same, and that there is more room now.
+            file.write_all_at(&[0; 8], block.into()).unwrap();
+            let gpt = GPT::read_from(&mut file, block.into()).unwrap();
+            assert!(gpt.is_backup());
+            assert_eq!(gpt.header.primary_lba, 150 * MIB / u64::from(block) - 1);
+            assert!(gpt.header.last_usable_lba > 149 * MIB / u64::from(block));
+            assert_eq!(gpt[2].partition_name.as_str(), "label-2");
+            file.write_all_at(&[0; 8], 150 * MIB - u64::from(block))
+                .unwrap();
+            assert!(move_backup(&mut file, &larger).is_err());
+        }
     }
 }

@@ -288,6 +288,30 @@ pub(super) fn arguments(create: &Create<'_>) -> Vec<String> {
 /// # Errors
 /// When the device cannot be read.
 pub(super) fn data_on(member: &File, size: u64) -> io::Result<Option<u64>> {
+    Ok(superblock_on(member, size)?.and_then(|found| found.data))
+}
+
+/// The UUID of the array that `member` belongs to, if it has a version 1 superblock. Only
+/// reads.
+///
+/// # Errors
+/// When the device cannot be read.
+pub fn array_on(member: &File, size: u64) -> io::Result<Option<ArrayId>> {
+    Ok(superblock_on(member, size)?.map(|found| found.array))
+}
+
+/// What tells one array from all others (`set_uuid`).
+pub type ArrayId = [u8; 16];
+
+/// What a member's superblock says.
+#[derive(Debug, PartialEq, Eq)]
+struct MemberSuperblock {
+    array: ArrayId,
+    /// Where the array's first bytes are on this member, in bytes, if it has them.
+    data: Option<u64>,
+}
+
+fn superblock_on(member: &File, size: u64) -> io::Result<Option<MemberSuperblock>> {
     let at_the_end = (size / 512)
         .checked_sub(16)
         .map(|sector| (sector & !7) * 512);
@@ -297,15 +321,14 @@ pub(super) fn data_on(member: &File, size: u64) -> io::Result<Option<u64>> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
             other => other?,
         }
-        if let Some(data) = parse(&block, at) {
-            return Ok(data);
+        if let Some(found) = parse(&block, at) {
+            return Ok(Some(found));
         }
     }
     Ok(None)
 }
 
-/// `None`: no superblock. `Some(None)`: one of a member that has not got the first bytes.
-fn parse(block: &[u8; 512], at: u64) -> Option<Option<u64>> {
+fn parse(block: &[u8; 512], at: u64) -> Option<MemberSuperblock> {
     let word = |at: usize| {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(&block[at..at + 4]);
@@ -317,20 +340,24 @@ fn parse(block: &[u8; 512], at: u64) -> Option<Option<u64>> {
     if !is_superblock {
         return None;
     }
+    let mut array = [0; 16];
+    array.copy_from_slice(&block[16..32]);
     let level = word(72);
     let dev_number = word(160) as usize;
     // The roles follow the 256 bytes of the header; a member's own number is its index.
     let role_at = 256 + 2 * dev_number.min(128);
-    let role = match block.get(role_at..role_at + 2) {
-        Some(bytes) => u16::from_le_bytes([bytes[0], bytes[1]]),
-        None => return Some(None),
-    };
-    let has_start = match level {
-        0 => role == 0,
-        1 => role < 0xfffd,
-        _ => false,
-    };
-    Some(long(128).checked_mul(512).filter(|_| has_start))
+    let has_start = block.get(role_at..role_at + 2).is_some_and(|bytes| {
+        let role = u16::from_le_bytes([bytes[0], bytes[1]]);
+        match level {
+            0 => role == 0,
+            1 => role < 0xfffd,
+            _ => false,
+        }
+    });
+    Some(MemberSuperblock {
+        array,
+        data: long(128).checked_mul(512).filter(|_| has_start),
+    })
 }
 
 #[cfg(test)]

@@ -9,10 +9,12 @@ pub mod apply;
 mod apply_stacks;
 pub mod ata;
 pub mod device;
+pub mod disk_image;
 pub mod disks;
 mod drive;
 pub mod eligible;
 pub mod gpt;
+pub mod identity;
 pub mod ladder;
 pub mod lvm;
 pub mod md;
@@ -25,6 +27,7 @@ mod plan_filesystems;
 mod plan_show;
 pub mod plan_stacks;
 pub mod preview;
+pub mod reservation;
 pub mod scope;
 pub mod scsi;
 pub mod signatures;
@@ -37,4 +40,4 @@ mod wipe_disk;
 pub mod wipe_policy;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -16,7 +16,7 @@ const BROADCAST: u32 = 0xffff_ffff;
 /// `struct nvme_passthru_cmd`. The executor sets `addr`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AdminCommand {
+pub struct Command {
     pub opcode: u8,
     pub flags: u8,
     pub reserved: u16,
@@ -37,7 +37,7 @@ pub struct AdminCommand {
     pub result: u32,
 }
 
-const _: () = assert!(size_of::<AdminCommand>() == 72);
+const _: () = assert!(size_of::<Command>() == 72);
 
 /// What Identify is asked about (CNS, figure 273).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,32 +49,32 @@ pub enum About {
 
 /// Identify (5.17).
 #[must_use]
-pub fn identify(about: About) -> AdminCommand {
+pub fn identify(about: About) -> Command {
     let (nsid, cns) = match about {
         About::Namespace(nsid) => (nsid, 0),
         About::Controller => (0, 1),
         About::ActiveNamespaces => (0, 2),
     };
-    AdminCommand {
+    Command {
         opcode: 0x06,
         nsid,
         data_len: IDENTIFY_SIZE as u32,
         cdw10: cns,
         timeout_ms: SHORT_MS,
-        ..AdminCommand::default()
+        ..Command::default()
     }
 }
 
 /// Get Log Page (5.16) for Sanitize Status, 81h.
 #[must_use]
-pub fn sanitize_log() -> AdminCommand {
-    AdminCommand {
+pub fn sanitize_log() -> Command {
+    Command {
         opcode: 0x02,
         nsid: BROADCAST,
         data_len: SANITIZE_LOG_SIZE as u32,
         cdw10: 0x81 | (SANITIZE_LOG_SIZE as u32 / 4 - 1) << 16,
         timeout_ms: SHORT_MS,
-        ..AdminCommand::default()
+        ..Command::default()
     }
 }
 
@@ -89,17 +89,17 @@ pub enum Erase {
 
 /// Format NVM (5.14) with a secure erase setting, everything else as it is.
 #[must_use]
-pub fn format(nvme: &Nvme, erase: Erase) -> AdminCommand {
+pub fn format(nvme: &Nvme, erase: Erase) -> Command {
     let setting = match erase {
         Erase::Data => 1,
         Erase::Crypto => 2,
     };
-    AdminCommand {
+    Command {
         opcode: 0x80,
         nsid: nvme.nsid,
         cdw10: nvme.format | setting << 9,
         timeout_ms: FORMAT_MS,
-        ..AdminCommand::default()
+        ..Command::default()
     }
 }
 
@@ -107,23 +107,23 @@ pub fn format(nvme: &Nvme, erase: Erase) -> AdminCommand {
 /// unrestricted mode can be left again with [`exit_failure_mode`]; the log page tells of a
 /// failure in either.
 #[must_use]
-pub fn sanitize(erase: Erase) -> AdminCommand {
+pub fn sanitize(erase: Erase) -> Command {
     let action = match erase {
         Erase::Data => 2,
         Erase::Crypto => 4,
     };
-    AdminCommand {
+    Command {
         opcode: 0x84,
         cdw10: action | 1 << 3,
         timeout_ms: SHORT_MS,
-        ..AdminCommand::default()
+        ..Command::default()
     }
 }
 
 /// Sanitize with "exit failure mode": lets a subsystem be used again after a failed one.
 #[must_use]
-pub fn exit_failure_mode() -> AdminCommand {
-    AdminCommand {
+pub fn exit_failure_mode() -> Command {
+    Command {
         cdw10: 1,
         ..sanitize(Erase::Data)
     }
@@ -283,7 +283,7 @@ pub(super) mod tests {
 
     #[test]
     fn commands_byte_for_byte() {
-        let bytes = |command: AdminCommand| -> Vec<u32> {
+        let bytes = |command: Command| -> Vec<u32> {
             let c = command;
             vec![c.opcode.into(), c.nsid, c.data_len, c.cdw10, c.cdw11]
         };

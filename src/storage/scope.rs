@@ -92,11 +92,11 @@ pub enum UnusableDisk {
 
 /// The disks that `scope` reaches.
 ///
-/// [`Extent::EveryDisk`] reaches every erasable disk. [`Extent::RootDisks`] reaches exactly
-/// the disks under the layout's `/` and `/boot/efi`, through partitions, arrays and volumes.
+/// [`Extent::EveryDisk`] reaches every erasable disk, [`Extent::RootDisks`] exactly those of
+/// [`root_disks`].
 ///
 /// # Errors
-/// When the root disks cannot be told without doubt, or one of them is missing or not erasable.
+/// As [`root_disks`].
 pub fn disks_in_scope(
     scope: &WipeScope,
     sorted: &Sorted,
@@ -110,7 +110,11 @@ pub fn disks_in_scope(
     Ok(ScopedDisks { extent, disks })
 }
 
-fn root_disks(sorted: &Sorted, layout: &FilesystemLayout) -> Result<Vec<Disk>, Error> {
+/// The disks under the layout's `/` and `/boot/efi`, through partitions, arrays and volumes.
+///
+/// # Errors
+/// When they cannot be told without doubt, or one of them is missing or not erasable.
+pub fn root_disks(sorted: &Sorted, layout: &FilesystemLayout) -> Result<Vec<Disk>, Error> {
     let mut names = BTreeSet::new();
     for (path, required) in [("/", true), ("/boot/efi", false)] {
         let at_path: Vec<_> = layout

@@ -21,6 +21,10 @@ use super::scope::ScopedDisks;
 use super::signatures::{self, Found, Kind};
 use super::stack;
 use super::wipe_disk::{self, first_nonzero, zero};
+use crate::watchdog::Progress;
+
+/// The longest that a disk at work may show no progress: some discard for minutes.
+pub(super) const SILENCE: Duration = Duration::from_secs(600);
 
 /// How thorough a wipe is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +113,17 @@ fn list(errors: &[impl fmt::Display]) -> String {
 }
 
 /// Wipes every disk in scope, all at the same time. What stands on them is taken down first.
+/// Each disk gives signs of life of its own, so that one that hangs is not covered by others.
 ///
 /// # Errors
 /// When a disk is in use, cannot be read or written, or is not clean afterwards. The
 /// others have been wiped then.
-pub fn wipe(scoped: &ScopedDisks, depth: Depth) -> Result<Vec<WipedDisk>, WipeError> {
+pub fn wipe(
+    scoped: &ScopedDisks,
+    depth: Depth,
+    progress: &Progress,
+) -> Result<Vec<WipedDisk>, WipeError> {
+    progress.begin(SILENCE);
     if let Err(error) = stack::take_down(scoped.disks()) {
         // The disks below it are found busy, and named with their users.
         tracing::warn!("{error}");
@@ -125,7 +135,8 @@ pub fn wipe(scoped: &ScopedDisks, depth: Depth) -> Result<Vec<WipedDisk>, WipeEr
             .iter()
             .map(|disk| {
                 let builder = thread::Builder::new().name(format!("wipe-{}", disk.name));
-                let work = move || wipe_disk::wipe(disk, extent, depth);
+                let own = progress.part(SILENCE);
+                let work = move || wipe_disk::wipe(disk, extent, depth, &own);
                 (disk, builder.spawn_scoped(threads, work))
             })
             .collect();
@@ -296,7 +307,7 @@ mod tests {
         let one = scoped.only(|disk| disk.name == "sdb");
         assert_eq!((one.disks().len(), one.extent()), (1, scoped.extent()));
         assert_eq!(one.disks()[0].name, "sdb");
-        let error = wipe(&scoped, Depth::Quick).unwrap_err();
+        let error = wipe(&scoped, Depth::Quick, &Progress::unwatched()).unwrap_err();
         let text = error.to_string();
         assert_eq!((error.wiped.len(), error.failed.len()), (0, 2));
         assert!(

@@ -15,6 +15,7 @@ use super::old_table;
 use super::signatures::{self, Kind};
 use super::wipe::{Depth, DiskError, Failed, WipedDisk};
 use crate::decide::Extent;
+use crate::watchdog::Progress;
 
 /// Sample blocks that prove an erase, spread over the disk.
 const SAMPLES: u64 = 256;
@@ -35,7 +36,12 @@ pub(super) trait Drive {
 }
 
 /// Wipes one disk.
-pub(super) fn wipe(disk: &Disk, extent: Extent, depth: Depth) -> Result<WipedDisk, DiskError> {
+pub(super) fn wipe(
+    disk: &Disk,
+    extent: Extent,
+    depth: Depth,
+    progress: &Progress,
+) -> Result<WipedDisk, DiskError> {
     let started = Instant::now();
     let file = device::open_exclusive(disk)?;
     let known: Vec<Range<u64>> = disk
@@ -50,7 +56,11 @@ pub(super) fn wipe(disk: &Disk, extent: Extent, depth: Depth) -> Result<WipedDis
                     .min(disk.size)
         })
         .collect();
-    let drive = OpenDrive { file: &file, disk };
+    let drive = OpenDrive {
+        file: &file,
+        disk,
+        progress,
+    };
     let done = wipe_open(&drive, &file, disk, &known, extent, depth)?;
     device::read_partitions_again(&file, disk)?;
     Ok(WipedDisk {
@@ -279,11 +289,12 @@ fn clear_marks(
 ///
 /// # Errors
 /// How many places could not be written, and the first of them.
-pub(super) fn overwrite(file: &File, size: u64) -> io::Result<()> {
+pub(super) fn overwrite(file: &File, size: u64, progress: &Progress) -> io::Result<()> {
     let chunk = CHUNK as u64;
     let mut bad: Vec<u64> = Vec::new();
     let mut first = None;
     for start in (0..size).step_by(CHUNK * FLUSH_EVERY as usize) {
+        progress.beat();
         let end = size.min(start + chunk * FLUSH_EVERY);
         if zero(file, &(start..end))
             .and_then(|()| file.sync_data())
@@ -293,6 +304,7 @@ pub(super) fn overwrite(file: &File, size: u64) -> io::Result<()> {
         }
         // Again in small steps: what can be erased is.
         for start in (start..end).step_by(CHUNK) {
+            progress.beat();
             let place = start..end.min(start + chunk);
             if let Err(error) = zero(file, &place).and_then(|()| file.sync_data()) {
                 bad.push(start);

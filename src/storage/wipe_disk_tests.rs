@@ -202,7 +202,7 @@ fn rungs_that_lie_or_fail_are_named_and_the_next_one_is_taken() {
     let (done, asked) = wiped(&file, &disk, Depth::Secure, |rung| match rung {
         Rung::ScsiSanitizeBlock => Some(Err(other("the drive answers status 0x02"))),
         Rung::Discard | Rung::ZeroOut => Some(Ok(())),
-        Rung::Overwrite => Some(overwrite(&file, SIZE)),
+        Rung::Overwrite => Some(overwrite(&file, SIZE, &Progress::unwatched())),
         _ => None,
     });
     let done = done.unwrap();

@@ -86,8 +86,9 @@ class Boot(Gate):
 
     async def boot(self, request, ctx):
         self.enter("Boot", request, ctx, INFRA)
+        base = self.state.settings.boot_files
         return boot_pb2.BootServiceBootResponse(
-            kernel="http://standin.invalid/vmlinuz", init_ram_disks=["http://standin.invalid/initrd.img"]
+            kernel=f"{base}/vmlinuz", init_ram_disks=[f"{base}/initrd.img"], cmdline=self.state.settings.boot_cmdline
         )
 
     async def machine_token(self, request, ctx):

@@ -60,6 +60,8 @@ class Settings:
     machine_token: bool = True
     token_seconds: float | None = None
     password: str = "standin-superuser"
+    boot_files: str = "http://standin.invalid"
+    boot_cmdline: str | None = None
 
 
 @dataclass

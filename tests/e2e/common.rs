@@ -5,7 +5,7 @@ use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk};
 use crate::support::guest::{End, Guest, Machine, Start};
 use crate::support::images::Image;
-use crate::support::media;
+use crate::support::{loki, media};
 
 /// What a failed boot says on the console, before the step and the cause.
 pub const FAILED: &str = "FAILED: ";
@@ -67,13 +67,20 @@ pub fn assert_nothing_refused(bed: &Bed) {
 /// The infra token, the machine's tokens and the console password are in no log of this test.
 pub fn assert_no_secret_in_logs(bed: &Bed) {
     let infra = std::fs::read_to_string(bed.dir.join("infra-token")).expect("own token");
-    for needle in [infra.trim(), "machine-secret-", "standin-superuser"] {
+    for needle in [
+        infra.trim(),
+        "machine-secret-",
+        "standin-superuser",
+        loki::PASSWORD,
+    ] {
         for entry in std::fs::read_dir(&bed.dir)
             .expect("own directory")
             .flatten()
         {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let log = name.ends_with(".log") || name.ends_with(".console");
+            let log = [".log", ".console", "loki.json"]
+                .iter()
+                .any(|end| name.ends_with(end));
             if !log {
                 continue;
             }
@@ -166,4 +173,32 @@ pub fn crash_before_the_first_write(
         before, after,
         "a disk was written before the failure was known"
     );
+}
+
+/// The memory of the installed system holds none of the secrets of the boot that installed it.
+pub fn assert_no_secret_in_memory(bed: &Bed, guest: &Guest) {
+    let dump = bed.dir.join("memory");
+    guest.dump_memory(&dump);
+    let found = |text: &str| {
+        let mut grep = std::process::Command::new("grep");
+        let grep = grep
+            .args(["--text", "--count", "--fixed-strings", text])
+            .arg(&dump);
+        let output = grep.env("LC_ALL", "C").output().expect("grep");
+        String::from_utf8_lossy(&output.stdout).trim() != "0"
+    };
+    // What surely is in it: the search works.
+    assert!(found("TINY-OS DONE"), "the dump holds no memory");
+    for secret in [
+        "machine-secret-",
+        "standin-superuser",
+        loki::PASSWORD,
+        "bG9nZ2VyOm",
+    ] {
+        assert!(
+            !found(secret),
+            "{secret}... is in the memory of the installed system"
+        );
+    }
+    std::fs::remove_file(&dump).expect("own dump");
 }

@@ -6,17 +6,22 @@ use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk};
 use crate::support::guest::{End, Start};
 use crate::support::images::{Edit, Image, tiny_with};
-use crate::support::media;
+use crate::support::{loki, media};
 
 #[test]
 fn tiny_is_installed_and_starts_by_kexec_and_then_from_the_disk() {
-    let bed = Bed::plan("happy_tiny").start();
+    let option = loki::option("happy_tiny");
+    let mut bed = Bed::plan("happy_tiny").helper_options(&[&option]).start();
+    loki::start(&mut bed);
     let disks = vec![used_disk(&bed, "disk"), used_disk(&bed, "data")];
     let mut machine = bed.machine(media::agent(), disks);
+    // The memory stays as it is after the power-off.
+    machine.extra = vec!["-no-shutdown".to_owned()];
     let url = bed.publish("tiny", &Image::built("tiny"));
     let allocation = Allocation::new(&url, "/dev/vda");
     let mut guest = install(&bed, &machine, &allocation);
     guest.wait_for("TINY-OS DONE", 60);
+    assert_no_secret_in_memory(&bed, &guest);
     assert_eq!(guest.wait_end(60), End::PowerOff);
 
     assert_eq!(bed.standin.events(&bed.machine), GOOD);
@@ -28,6 +33,17 @@ fn tiny_is_installed_and_starts_by_kexec_and_then_from_the_disk() {
         "the checksum was fetched"
     );
     assert_no_secret_in_logs(&bed);
+    let events = bed.standin.record();
+    let last = events
+        .iter()
+        .rev()
+        .find(|line| line["method"] == "SendEvent");
+    let last = last.expect("an event")["message"]["event"]["message"].to_string();
+    assert!(last.contains(" s: ") && last.contains("image "), "{last}");
+    loki::assert_story(
+        &bed,
+        &["step: network", "step: image", "timeline: ", " INFO kexec"],
+    );
 
     let text = guest.text();
     let root = fact(&guest, "root");
@@ -66,7 +82,16 @@ fn tiny_is_installed_and_starts_by_kexec_and_then_from_the_disk() {
     // Every disk of a first install is wiped, not only the one that is written.
     assert!(machine.disks[1].is_blank(), "the second disk was not wiped");
 
+    let timeline = fact(&guest, "timeline");
+    for step in ["start", "switch ports", "image", "boot entry"] {
+        assert!(
+            timeline.contains(&format!("\"step\": \"{step}\"")),
+            "{timeline}"
+        );
+    }
+
     machine.start = Start::Disks;
+    machine.extra.clear();
     machine.name = "second".to_owned();
     let mut second = bed.power_on(&machine);
     second.wait_for("TINY-OS BOOTED via firmware", 120);

@@ -23,15 +23,6 @@ fn the_md5_of_another_image() {
 }
 
 #[test]
-fn a_truncated_image() {
-    crash_of_image(
-        "image_truncated",
-        &Image::built("tiny").truncated(60),
-        &["image: "],
-    );
-}
-
-#[test]
 fn an_image_that_the_server_does_not_have() {
     crash_of_image("image_404", &Image::missing(), &["404"]);
 }

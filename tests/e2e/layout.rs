@@ -5,10 +5,11 @@ use serde_json::json;
 use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
-use crate::support::disk::MIB;
-use crate::support::guest::{End, Start};
+use crate::support::disk::{Bus, Disk, MIB};
+use crate::support::guest::{End, Guest, Start};
 use crate::support::images::Image;
 use crate::support::media;
+use crate::support::root;
 
 #[test]
 fn a_disk_that_is_not_there() {
@@ -76,6 +77,15 @@ fn a_mirrored_efi_system_partition_boots_from_either_disk() {
         .map(|(entries, _)| entries.split(',').count());
     assert_eq!(entries, Some(2), "an entry for each member");
     assert!(text.contains(" /data ext4 "), "the array is not in fstab");
+    let copy = format!("installed {}\n", allocation.uuid());
+    for disk in &machine.disks {
+        // The EFI system partition is at the start.
+        assert!(
+            disk.holds(copy.as_bytes(), 100 * MIB),
+            "no copy of the journal on {}",
+            disk.path.display()
+        );
+    }
 
     for (name, lost) in [("whole", None), ("first-lost", Some(0))] {
         if let Some(disk) = lost {
@@ -88,4 +98,42 @@ fn a_mirrored_efi_system_partition_boots_from_either_disk() {
         again.wait_for("TINY-OS BOOTED via firmware", 240);
         assert_eq!(again.wait_end(90), End::PowerOff);
     }
+}
+
+/// The richest of `tests/layouts`: an EFI system partition on RAID1, the root on LVM on RAID1, on disks
+/// with blocks of 4 KiB. The OS, which has an initramfs for it, starts by kexec and by the firmware.
+#[test]
+fn a_root_on_lvm_on_raid1_boots_by_kexec_and_from_disk() {
+    let bed = Bed::plan("layout_stacked_root").start();
+    let disks = ["first", "second"].map(|name| Disk::empty(&bed.dir, name, Bus::Nvme4k, 1024));
+    let mut machine = bed.machine(media::agent(), disks.to_vec());
+    let url = bed.publish("tiny-stacked", &Image::built("tiny-stacked"));
+    let file = root().join("tests/layouts/nvme-4kn-raid1-lvm.json");
+    let layout: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file).expect("a layout")).expect("a layout is JSON");
+    let allocation = Allocation::new(&url, "/dev/nvme0n1").with("/filesystemLayout", layout);
+    let mut guest = install(&bed, &machine, &allocation);
+    assert_eq!(guest.wait_end(90), End::PowerOff);
+    assert_stacked(&guest);
+    let uuid = fact(&guest, "root");
+
+    machine.start = Start::Disks;
+    machine.name = "from-disk".to_owned();
+    let mut again = bed.power_on(&machine);
+    again.wait_for("TINY-OS BOOTED via firmware", 240);
+    assert_eq!(again.wait_end(90), End::PowerOff);
+    assert_stacked(&again);
+    assert_eq!(fact(&again, "root"), uuid);
+}
+
+/// The OS runs on a volume, and both mirrors have both members.
+fn assert_stacked(guest: &Guest) {
+    let device = fact(guest, "device");
+    assert!(device.starts_with("dm-"), "the root is on {device}");
+    let text = guest.text();
+    let mirrors = text
+        .lines()
+        .filter(|line| line.starts_with("TINY-OS array=") && line.contains(" raid1 "))
+        .filter(|line| line.contains("[UU]"));
+    assert_eq!(mirrors.count(), 2, "not both mirrors are whole");
 }

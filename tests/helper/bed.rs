@@ -365,8 +365,16 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A server that does with each connection what `act` says, in a thread of its own.
 pub fn server(act: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> String {
+    server_at(address(), act)
+}
+
+/// The same at an address.
+pub fn server_at(
+    address: Ipv6Addr,
+    act: impl Fn(TcpStream, usize) + Send + Sync + 'static,
+) -> String {
     enter();
-    let listener = TcpListener::bind((address(), 8080)).expect("listen");
+    let listener = TcpListener::bind((address, 8080)).expect("listen");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     let act = std::sync::Arc::new(act);
     thread::spawn(move || {
@@ -378,8 +386,13 @@ pub fn server(act: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> String 
     url
 }
 
+/// Says nothing until the other side is gone.
+pub fn hang(stream: &mut impl Read) {
+    while stream.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {}
+}
+
 /// Reads a request's head.
-pub fn read_head(stream: &mut TcpStream) -> String {
+pub fn read_head(stream: &mut impl Read) -> String {
     let mut bytes = Vec::new();
     let mut byte = [0];
     while !bytes.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {

@@ -1,12 +1,14 @@
 //! Who gets a token, and what else the answer says.
 
 use std::fs;
+use std::io::Write;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::bed::{
-    Helper, address, apiserver_url, body_json, get, header, machine, run_boot, standin, status,
+    Helper, address, apiserver_url, body_json, get, header, machine, read_until, run_boot, standin,
+    status, wait,
 };
 
 #[test]
@@ -17,9 +19,30 @@ fn a_machine_gets_a_token_for_itself_and_no_other_machine() {
     assert!(token.starts_with("machine-secret-"));
     let good = helper.call("SuperUserPassword", &token, &json!({"uuid": own}));
     assert_eq!(status(&good), 200, "{good}");
-    let wrong = helper.call("SuperUserPassword", &token, &json!({"uuid": other}));
-    assert_eq!(status(&wrong), 403, "{wrong}");
-    assert_eq!(body_json(&wrong)["code"], "permission_denied");
+    let event = json!({"time": "2026-11-22T00:00:00Z", "message": "m",
+        "event": "MACHINE_PROVISIONING_EVENT_TYPE_PREPARING"});
+    for (method, more) in [
+        ("SuperUserPassword", json!({})),
+        ("SendEvent", json!({"event": event})),
+        (
+            "InstallationSucceeded",
+            json!({"consolePassword": "secret"}),
+        ),
+        (
+            "Register",
+            json!({"partition": "test-part", "metalHammerVersion": "v0", "hardware": {"memory": "1"}}),
+        ),
+    ] {
+        let mut request = more;
+        request["uuid"] = other.as_str().into();
+        let wrong = helper.call(method, &token, &request);
+        assert_eq!(status(&wrong), 403, "{method}: {wrong}");
+        assert_eq!(body_json(&wrong)["code"], "permission_denied", "{method}");
+    }
+    // A stream's refusal is in its last message.
+    let mut stream = helper.connect();
+    stream.write_all(&wait(&token, &other)).expect("request");
+    read_until(&mut stream, "permission_denied");
 }
 
 #[test]

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use sha2::{Digest, Sha512};
+use sha2::{Digest, Sha256, Sha512};
 
-use crate::bed::{Helper, body, get, header, read_head, response, server, status, until};
+use crate::bed::{
+    Helper, body, body_json, get, header, machine, read_head, response, server, status, until,
+};
 
 const CONTENT: &[u8] = b"0123456789abcdef";
 
@@ -101,6 +103,13 @@ fn origin(image: Vec<u8>, sum: Option<String>) -> Origin {
         }
     });
     Origin { url, asked }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn sha512(bytes: &[u8]) -> String {
@@ -236,4 +245,65 @@ fn the_image_used_longest_ago_makes_room() {
         before + 1,
         "b had to go"
     );
+}
+
+/// What the answer of /config says about the installer's place.
+fn told(helper: &Helper) -> String {
+    let answer = helper.get(&format!("/config/{}", machine()));
+    let url = &body_json(&answer)["os_installer"]["url"];
+    url.as_str().expect("a URL").to_owned()
+}
+
+#[test]
+fn the_installer_is_fetched_once_checked_and_given_to_machines() {
+    let content = image();
+    let origin = origin(content.clone(), None);
+    let far = format!("{}/releases/img", origin.url);
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().display().to_string();
+    let start = |sum: &str, cached: bool| {
+        let public = "http://[2001:db8::99]:4242";
+        let mut arguments = vec!["--public-url", public, "--os-installer-url", &far];
+        arguments.extend(["--os-installer-sha256", sum]);
+        if cached {
+            arguments.extend(["--cache-dir", &path]);
+        }
+        Helper::start(&arguments)
+    };
+    let sum = sha256(&content);
+
+    let without = start(&sum, false);
+    assert_eq!(told(&without), far);
+    assert_eq!(status(&without.get("/os-installer")), 404);
+
+    let helper = start(&sum.to_uppercase(), true);
+    assert_eq!(told(&helper), "http://[2001:db8::99]:4242/os-installer");
+    let request = get("/os-installer", "");
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                crate::bed::enter();
+                let answer = helper.ask(&request);
+                assert_eq!(status(&answer), 200, "{}", &answer[..200]);
+                assert!(body(&answer).as_bytes() == content);
+            });
+        }
+    });
+    assert_eq!(origin.asked.load(Ordering::SeqCst), 1);
+    assert_eq!(held(&dir), 1);
+    // Another process finds it on the disk; a range and a repetition cost the origin nothing.
+    let again = start(&sum, true);
+    let part = again.get_with("/os-installer", "range: bytes=8-15\r\n");
+    assert_eq!((status(&part), body(&part)), (206, "0000001\n"));
+    assert_eq!(origin.asked.load(Ordering::SeqCst), 1);
+    assert_eq!(status(&again.get("/image/a")), 404, "images have no origin");
+
+    let other = start(&sha256(b"another"), true);
+    let answer = other.get("/os-installer");
+    assert!(
+        body(&answer).len() < content.len(),
+        "the last byte is held back"
+    );
+    until("it is removed", || held(&dir) == 1);
+    assert!(other.log().contains("sha256"), "{}", other.log());
 }

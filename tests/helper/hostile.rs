@@ -1,9 +1,14 @@
 //! Requests that nobody honest sends.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::bed::{Helper, address, connect, get, machine, post, read_all, standin, status, until};
+use crate::bed::{
+    Helper, address, connect, get, hang, machine, post, read_all, read_head, response, server,
+    standin, status, until, wait,
+};
 
 /// A helper that survived still gives tokens.
 fn assert_well(helper: &Helper) {
@@ -63,6 +68,15 @@ fn ten_megabytes_of_headers_are_not_read() {
         .collect();
     let answer = helper.get_with(&path, &many);
     assert!(matches!(status(&answer), 431 | 0), "{answer}");
+    // Few bytes, but too many lines.
+    let lines = |count| {
+        (0..count)
+            .map(|number| format!("x-{number}: 1\r\n"))
+            .collect::<String>()
+    };
+    assert_eq!(status(&helper.get_with("/healthz", &lines(60))), 200);
+    let answer = helper.get_with("/healthz", &lines(70));
+    assert_eq!(status(&answer), 431, "{answer}");
     let answer = helper.get(&format!("/config/{}", "x".repeat(1 << 20)));
     assert!(matches!(status(&answer), 414 | 431 | 400 | 0), "{answer}");
     let (rss, _) = helper.size();
@@ -100,14 +114,17 @@ fn a_slow_head_loses_its_connection() {
 
 #[test]
 fn one_source_cannot_have_all_connections() {
-    let helper = Helper::start(&[
-        "--connections-per-address",
-        "3",
-        "--connections-per-network",
-        "5",
-        "--connections",
-        "7",
-    ]);
+    let silent = server(|mut stream, _| hang(&mut stream));
+    let helper = Helper::before(
+        &silent,
+        &[
+            "--proxy-apiserver",
+            "--connections-per-address",
+            "3",
+            "--connections-per-network",
+            "5",
+        ],
+    );
     let greedy = address();
     let near = std::net::Ipv6Addr::from_bits(greedy.to_bits() + 1);
     let refused = |from: &std::net::Ipv6Addr| {
@@ -115,26 +132,67 @@ fn one_source_cannot_have_all_connections() {
         let _ = stream.write_all(get("/healthz", "").as_bytes());
         status(&read_all(&mut stream)) == 0
     };
+    // A Wait that nobody answers keeps its place; an idle connection would lose it.
     let hold = |from: &std::net::Ipv6Addr, count| -> Vec<_> {
-        (0..count).map(|_| helper.connect_from(from)).collect()
+        let open = |_| {
+            let mut stream = helper.connect_from(from);
+            stream.write_all(&wait("t", &machine())).expect("a Wait");
+            stream
+        };
+        (0..count).map(open).collect()
+    };
+    // An ended connection has its place for a moment more. The one that asks counts, too.
+    let settled = |count: u64| {
+        until("all others are gone", || {
+            helper.metric("metal_boot_connections") == count + 1
+        });
     };
     let held = hold(&greedy, 3);
-    until("the address is full", || refused(&greedy));
+    settled(3);
+    assert!(refused(&greedy), "the address is full");
     assert!(!refused(&near), "its neighbour is not");
+    settled(3);
     let more = hold(&near, 2);
+    settled(5);
     let next = std::net::Ipv6Addr::from_bits(greedy.to_bits() + 2);
-    until("the network is full", || refused(&next));
+    assert!(refused(&next), "the network is full");
     assert!(!refused(&address()), "another network is not");
     drop((held, more));
-    until("there is room again", || !refused(&greedy));
+    settled(0);
+    assert!(!refused(&greedy), "there is room again");
 }
 
 #[test]
-fn a_request_body_is_bounded_in_size_and_in_what_it_may_say() {
-    let helper = Helper::start(&["--proxy-apiserver"]);
-    let large = "x".repeat(3 << 20);
-    let answer = helper.ask(&post("Register", "t", &large));
-    assert!(status(&answer) != 200, "{answer}");
+fn a_request_body_is_bounded_in_size_in_time_and_in_what_it_may_say() {
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let counter = arrived.clone();
+    // Believes everything: whatever it is sent is good.
+    let url = server(move |mut stream, _| {
+        let head = read_head(&mut stream);
+        let length = head.split("content-length: ").nth(1);
+        let length = length.and_then(|rest| rest.lines().next()?.parse().ok());
+        let mut left: usize = length.unwrap_or(0);
+        let mut buffer = vec![0; 65536];
+        while left > 0 {
+            match stream.read(&mut buffer) {
+                Ok(count) if count > 0 => {
+                    counter.fetch_add(count, Ordering::SeqCst);
+                    left = left.saturating_sub(count);
+                }
+                _ => return,
+            }
+        }
+        let kind = "content-type: application/json\r\n";
+        let _ = stream.write_all(&response(200, kind, br#"{"secret":"machine-secret-1"}"#));
+    });
+    let helper = Helper::before(&url, &["--proxy-apiserver"]);
+    let small = helper.ask(&post("Register", "t", &"x".repeat(1 << 20)));
+    assert_eq!(status(&small), 200, "{small}");
+    arrived.store(0, Ordering::SeqCst);
+    let large = helper.ask(&post("Register", "t", &"x".repeat(3 << 20)));
+    assert!(status(&large) != 200, "{large}");
+    let got = arrived.load(Ordering::SeqCst);
+    assert!(got <= 1 << 20, "{got} bytes reached the apiserver");
     // Two lengths, or a length and chunks: what a proxy behind would read is not decided here.
     for headers in [
         "content-length: 2\r\ncontent-length: 5\r\n",
@@ -146,7 +204,85 @@ fn a_request_body_is_bounded_in_size_and_in_what_it_may_say() {
         let answer = helper.ask(&request);
         assert!(status(&answer) != 200, "{headers}: {answer}");
     }
+    // A body that never ends, a byte at a time.
+    let mut slow = helper.connect();
+    let request = post("SendEvent", "t", "{}").replace("length: 2\r\n", "length: 100000\r\n");
+    slow.write_all(request.as_bytes()).expect("head");
+    let begin = Instant::now();
+    let mut dripping = slow.try_clone().expect("a second handle");
+    let drip = std::thread::spawn(move || {
+        while dripping.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let answer = read_all(&mut slow);
+    let lasted = begin.elapsed();
+    let _ = slow.shutdown(std::net::Shutdown::Both);
+    drip.join().expect("thread");
+    assert!(status(&answer) != 200, "{answer}");
+    assert!(lasted < Duration::from_secs(45), "{lasted:?}");
     assert_well(&helper);
+}
+
+/// Clients whose window stays closed: they hold no memory to speak of, and not for ever.
+#[test]
+fn a_client_that_stops_reading_is_let_go() {
+    let files = tempfile::tempdir().expect("directory");
+    let big = std::fs::File::create(files.path().join("big")).expect("file");
+    big.set_len(256 << 20).expect("length");
+    let helper = Helper::start(&["--static-dir", &files.path().display().to_string()]);
+    let stuck: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = helper.connect_from(&address());
+            stream
+                .write_all(get("/static/big", "").as_bytes())
+                .expect("request");
+            let mut some = [0; 1000];
+            stream.read_exact(&mut some).expect("it begins");
+            assert!(some.starts_with(b"HTTP/1.1 200 "));
+            stream
+        })
+        .collect();
+    assert!(helper.metric("metal_boot_connections") > 20);
+    assert_well(&helper);
+    let mut most = 0;
+    until("they are let go", || {
+        most = most.max(helper.size().0);
+        helper.metric("metal_boot_connections") == 1
+    });
+    assert!(most < 64 << 10, "{most} KiB");
+    drop(stuck);
+    assert_well(&helper);
+}
+
+#[test]
+fn calls_with_the_helpers_own_token_are_few_at_once() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let peak = most.clone();
+    let url = server(move |mut stream, _| {
+        read_head(&mut stream);
+        peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // Long enough for all of them to be here at once, if they may.
+        std::thread::sleep(Duration::from_millis(1500));
+        now.fetch_sub(1, Ordering::SeqCst);
+        let kind = "content-type: application/json\r\n";
+        let _ = stream.write_all(&response(200, kind, br#"{"secret":"machine-secret-1"}"#));
+    });
+    let helper = Helper::before(&url, &[]);
+    let open: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = helper.connect_from(&address());
+            let request = get(&format!("/config/{}", machine()), "");
+            stream.write_all(request.as_bytes()).expect("request");
+            stream
+        })
+        .collect();
+    for mut stream in open {
+        let answer = read_all(&mut stream);
+        assert_eq!(status(&answer), 200, "{answer}");
+    }
+    let most = most.load(Ordering::SeqCst);
+    assert!((20..=64).contains(&most), "{most} at once");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! Built by `scripts/build-images` with plain `rustc`. What it does depends on its name:
 //!
 //! * `init`: prints `TINY-OS ...` lines about how it was booted and what is on its disk, powers off.
+//! * `/init`, in the initramfs of `tiny-stacked`: assembles arrays, activates volumes, and hands over to
+//!   the `init` of the file system that is labelled `root`.
 //! * `install-go`, or `os-installer` when the agent brings it: what runs in the chroot; puts a boot
 //!   loader into the EFI system partition and writes `/etc/metal/boot-info.yaml`.
 //!   `/etc/tiny/installer` may order a fault:
@@ -13,10 +15,12 @@
 use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
 use std::fmt::Write as _;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
-use std::process::ExitCode;
-use std::{fs, io};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chroot};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use std::{fs, io, thread};
 
 unsafe extern "C" {
     fn mount(
@@ -34,11 +38,24 @@ unsafe extern "C" {
 const POWER_OFF: c_int = 0x4321_fedc;
 /// `linux/mount.h`: MS_REMOUNT | MS_RDONLY.
 const REMOUNT_READ_ONLY: c_ulong = 32 | 1;
+/// `linux/mount.h`: MS_MOVE.
+const MOVE: c_ulong = 8192;
+/// Where the initramfs mounts the root.
+const NEW_ROOT: &str = "/mnt/root";
+/// Where an ext2/3/4 superblock keeps its magic number and its label.
+const EXT_MAGIC_AT: u64 = 1024 + 0x38;
+const EXT_LABEL_AT: u64 = 1024 + 0x78;
 /// Where an ext2/3/4 superblock keeps its UUID: 1024 + offsetof(s_uuid) (`fs/ext4/ext4.h`).
 const EXT4_UUID_AT: u64 = 1024 + 0x68;
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
+    if name == "/init" {
+        let Err(error) = initramfs();
+        say(&format!("TINY-OS initramfs: {error}\n"));
+        // PID 1 that ends is a panic, and `panic=-1` a reset.
+        return ExitCode::FAILURE;
+    }
     match Path::new(&name).file_name().and_then(|n| n.to_str()) {
         Some("install-go" | "os-installer") => match install() {
             Ok(code) => code,
@@ -53,13 +70,18 @@ fn main() -> ExitCode {
 
 /// Mounts `kind` on `target`; what cannot be mounted shows in the facts.
 fn mount_kind(kind: &str, target: &str, flags: c_ulong) {
-    let (Ok(kind), Ok(target)) = (CString::new(kind), CString::new(target)) else {
+    mount_from(kind, target, kind, flags);
+}
+
+fn mount_from(source: &str, target: &str, kind: &str, flags: c_ulong) {
+    let strings = [source, target, kind].map(CString::new);
+    let [Ok(source), Ok(target), Ok(kind)] = strings else {
         return;
     };
     // SAFETY: three NUL-terminated strings that outlive the call; no data.
     unsafe {
         mount(
-            kind.as_ptr(),
+            source.as_ptr(),
             target.as_ptr(),
             kind.as_ptr(),
             flags,
@@ -68,17 +90,69 @@ fn mount_kind(kind: &str, target: &str, flags: c_ulong) {
     }
 }
 
+/// In one write: kernel messages must not come between a line's halves.
+fn say(text: &str) {
+    if let Ok(mut console) = fs::OpenOptions::new().write(true).open("/dev/console") {
+        let _ = console.write_all(text.as_bytes());
+        let _ = console.flush();
+    }
+}
+
+/// What a distribution's initramfs does for a root on arrays and volumes.
+fn initramfs() -> io::Result<std::convert::Infallible> {
+    mount_kind("proc", "/proc", 0);
+    mount_kind("sysfs", "/sys", 0);
+    mount_kind("devtmpfs", "/dev", 0);
+    // NVMe disks appear after PID 1.
+    let device = (0..100).find_map(|_| {
+        for (tool, arguments) in [
+            ("/usr/sbin/mdadm", &["--assemble", "--scan", "--no-degraded"][..]),
+            ("/usr/sbin/lvm", &["vgchange", "--activate", "y"]),
+        ] {
+            let mut command = Command::new(tool);
+            command.args(arguments).env("DM_DISABLE_UDEV", "1");
+            let _ = command.output();
+        }
+        let device = labelled_root();
+        if device.is_none() {
+            thread::sleep(Duration::from_millis(100));
+        }
+        device
+    });
+    let device = device.ok_or_else(|| io::Error::other("no file system is labelled root"))?;
+    mount_from(&device.to_string_lossy(), NEW_ROOT, "ext4", 0);
+    std::env::set_current_dir(NEW_ROOT)?;
+    mount_from(".", "/", "none", MOVE);
+    chroot(".")?;
+    std::env::set_current_dir("/")?;
+    Err(Command::new("/sbin/init").exec())
+}
+
+/// The device whose ext file system is labelled `root`, not a member of the array that it is on.
+fn labelled_root() -> Option<PathBuf> {
+    let mut names: Vec<String> = fs::read_dir("/sys/class/block")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort_by_key(|name| (!name.starts_with("dm-"), !name.starts_with("md")));
+    let devices = names.iter().map(|name| Path::new("/dev").join(name));
+    let is_root = |device: &PathBuf| {
+        let (mut magic, mut label) = ([0; 2], [0; 16]);
+        let read = fs::File::open(device).and_then(|file| {
+            file.read_exact_at(&mut magic, EXT_MAGIC_AT)?;
+            file.read_exact_at(&mut label, EXT_LABEL_AT)
+        });
+        read.is_ok() && magic == [0x53, 0xef] && label.starts_with(b"root\0")
+    };
+    devices.into_iter().find(is_root)
+}
+
 /// PID 1 of the installed system: tells what it sees and powers off.
 fn init() -> ExitCode {
     mount_kind("proc", "/proc", 0);
     mount_kind("sysfs", "/sys", 0);
     mount_kind("devtmpfs", "/dev", 0);
-    let facts = facts();
-    // One write: kernel messages must not come between a line's halves.
-    if let Ok(mut console) = fs::OpenOptions::new().write(true).open("/dev/console") {
-        let _ = console.write_all(facts.as_bytes());
-        let _ = console.flush();
-    }
+    say(&facts());
     mount_kind("none", "/", REMOUNT_READ_ONLY);
     // SAFETY: neither call takes a pointer; power-off is what PID 1 is here for.
     unsafe {
@@ -102,6 +176,12 @@ fn facts() -> String {
         let _ = writeln!(out, "TINY-OS {name}={value}");
     };
     fact("root", &root_uuid().unwrap_or_else(|e| e.to_string()));
+    fact("device", &root_device().unwrap_or_else(|e| e.to_string()));
+    // An array has two lines: what it is, and which of its members work (`[UU]`).
+    for array in read("/proc/mdstat").split("\nmd").skip(1) {
+        let line: Vec<_> = array.split_whitespace().collect();
+        fact("array", &format!("md{}", line.join(" ")));
+    }
     fact("hostname", &read("/etc/hostname"));
     fact("machine-id", &read("/etc/machine-id"));
     for line in read("/etc/fstab").lines() {
@@ -119,6 +199,8 @@ fn facts() -> String {
         }
     }
     fact("disk.json", &read("/etc/metal/disk.json"));
+    let timeline = read("/var/log/metal-anvil/boot.json");
+    fact("timeline", &timeline.replace('\n', " "));
     fact("userdata", &read("/etc/metal/userdata"));
     let mut names: Vec<_> = fs::read_dir("/etc/metal")
         .map(|dir| dir.flatten().map(|entry| entry.path()).collect())
@@ -138,8 +220,8 @@ fn facts() -> String {
     out
 }
 
-/// UUID of the ext4 file system that `/` is on, read from the partition itself.
-fn root_uuid() -> io::Result<String> {
+/// The kernel's name of the device that `/` is on.
+fn root_device() -> io::Result<String> {
     let device = fs::metadata("/")?.dev();
     // glibc's major/minor split of dev_t (`sys/sysmacros.h`), for the small numbers used here.
     let (major, minor) = (
@@ -147,11 +229,15 @@ fn root_uuid() -> io::Result<String> {
         (device & 0xff) | ((device >> 12) & 0xf_ff00),
     );
     let uevent = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))?;
-    let name = uevent
+    uevent
         .lines()
-        .find_map(|line| line.strip_prefix("DEVNAME="))
-        .ok_or_else(|| io::Error::other("uevent without DEVNAME"))?;
-    let mut file = fs::File::open(Path::new("/dev").join(name))?;
+        .find_map(|line| line.strip_prefix("DEVNAME=").map(str::to_owned))
+        .ok_or_else(|| io::Error::other("uevent without DEVNAME"))
+}
+
+/// UUID of the ext4 file system that `/` is on, read from the device itself.
+fn root_uuid() -> io::Result<String> {
+    let mut file = fs::File::open(Path::new("/dev").join(root_device()?))?;
     file.seek(SeekFrom::Start(EXT4_UUID_AT))?;
     let mut raw = [0u8; 16];
     file.read_exact(&mut raw)?;
@@ -208,10 +294,14 @@ fn install() -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let cmdline = read("/boot/cmdline");
+    let initrd = match Path::new("/boot/initrd.img").exists() {
+        true => "/boot/initrd.img",
+        false => "",
+    };
     fs::write(
         "/etc/metal/boot-info.yaml",
         format!(
-            "initrd: \"\"\ncmdline: \"{cmdline} tiny.boot=kexec\"\nkernel: /boot/vmlinuz\nbootloader_id: tiny\n"
+            "initrd: \"{initrd}\"\ncmdline: \"{cmdline} tiny.boot=kexec\"\nkernel: /boot/vmlinuz\nbootloader_id: tiny\n"
         ),
     )?;
     Ok(ExitCode::SUCCESS)

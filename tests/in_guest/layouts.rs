@@ -19,6 +19,7 @@ use metal_anvil::storage::superblock;
 use metal_anvil::storage::target::Target;
 use metal_anvil::storage::tools::Tools;
 use metal_anvil::storage::wipe::{Depth, wipe};
+use metal_anvil::watchdog::Progress;
 use nix::mount::{MsFlags, mount, umount};
 
 use crate::storage::{everything_on, machine, mounts};
@@ -64,7 +65,7 @@ fn each_is_made_and_found_again() {
         }
         let sorted = machine(&DISKS);
         let scoped = everything_on(&sorted);
-        wipe(&scoped, Depth::Quick).unwrap();
+        wipe(&scoped, Depth::Quick, &Progress::unwatched()).unwrap();
         let layout: FilesystemLayout = serde_json::from_str(json).unwrap();
         let plan = plan(&layout, &sorted, &scoped).unwrap();
         println!("{plan}");

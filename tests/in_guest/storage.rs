@@ -22,6 +22,7 @@ use metal_anvil::storage::superblock;
 use metal_anvil::storage::target::Target;
 use metal_anvil::storage::tools::Tools;
 use metal_anvil::storage::wipe::{Depth, Rung, quick_check, wipe};
+use metal_anvil::watchdog::Progress;
 use nix::mount::{MsFlags, mount, umount};
 use uuid::Uuid;
 
@@ -130,7 +131,7 @@ fn layout(name: &str) -> FilesystemLayout {
 /// Wipes and lays out; the target is mounted below `/tmp`.
 fn install(layout: &FilesystemLayout, sorted: &Sorted, scope: &WipeScope) -> Target {
     let scoped = disks_in_scope(scope, sorted, Some(layout)).unwrap();
-    wipe(&scoped, Depth::Quick).unwrap();
+    wipe(&scoped, Depth::Quick, &Progress::unwatched()).unwrap();
     assert_eq!(quick_check(&scoped).unwrap(), []);
     let plan = plan(layout, sorted, &scoped).unwrap();
     apply(&plan, Path::new("/tmp/target"), &Tools::default()).unwrap()
@@ -272,7 +273,7 @@ fn a_wiped_disk_is_empty_and_a_used_one_is_seen() {
         }
         file.sync_all().unwrap();
         drop(file);
-        let wiped = wipe(&scoped, Depth::Secure).unwrap();
+        let wiped = wipe(&scoped, Depth::Secure, &Progress::unwatched()).unwrap();
         println!("{}", wiped[0]);
         assert_eq!(quick_check(&scoped).unwrap(), []);
         assert!(machine(&[name]).erasable[0].partitions.is_empty());
@@ -411,7 +412,9 @@ fn a_disk_in_use_is_not_touched_and_its_user_is_named() {
     )
     .unwrap();
     let scoped = everything_on(&sorted);
-    let error = wipe(&scoped, Depth::Secure).unwrap_err().to_string();
+    let error = wipe(&scoped, Depth::Secure, &Progress::unwatched())
+        .unwrap_err()
+        .to_string();
     let plan = plan(&layout("vda"), &sorted, &scoped).unwrap();
     let refused = apply(&plan, Path::new("/tmp/target"), &Tools::default()).unwrap_err();
     umount("/tmp/busy").unwrap();
@@ -425,7 +428,7 @@ fn a_disk_in_use_is_not_touched_and_its_user_is_named() {
 fn a_mounted_array_is_not_touched_and_an_idle_one_is_stopped() {
     let sorted = machine(&["sda"]);
     let scoped = everything_on(&sorted);
-    wipe(&scoped, Depth::Quick).unwrap();
+    wipe(&scoped, Depth::Quick, &Progress::unwatched()).unwrap();
     let tool = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().unwrap();
         assert!(
@@ -458,7 +461,9 @@ fn a_mounted_array_is_not_touched_and_an_idle_one_is_stopped() {
         None::<&str>,
     )
     .unwrap();
-    let error = wipe(&scoped, Depth::Quick).unwrap_err().to_string();
+    let error = wipe(&scoped, Depth::Quick, &Progress::unwatched())
+        .unwrap_err()
+        .to_string();
     umount("/tmp/busy").unwrap();
     assert!(error.contains("md7 (on sda)"), "{error}");
     let dirty = quick_check(&scoped).unwrap();
@@ -466,7 +471,7 @@ fn a_mounted_array_is_not_touched_and_an_idle_one_is_stopped() {
         dirty[0].found.iter().any(|found| found.name == "md 1.2"),
         "{dirty:?}"
     );
-    wipe(&scoped, Depth::Quick).unwrap();
+    wipe(&scoped, Depth::Quick, &Progress::unwatched()).unwrap();
     assert_eq!(quick_check(&scoped).unwrap(), []);
     assert!(!Path::new("/sys/block/md7").exists());
 }

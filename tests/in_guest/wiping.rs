@@ -13,6 +13,7 @@ use metal_anvil::storage::eligible::{Exclusions, Reason, Sorted, erasable};
 use metal_anvil::storage::scope::disks_in_scope;
 use metal_anvil::storage::wipe::{Depth, DiskError, Rung, quick_check, wipe};
 use metal_anvil::storage::wipe_policy::{Occasion, depth};
+use metal_anvil::watchdog::Progress;
 use uuid::Uuid;
 
 use crate::storage::{content, every_disk};
@@ -74,7 +75,7 @@ fn every_disk_is_erased_or_named() {
         .collect();
     assert_eq!(left, [("protected", &Reason::ReadOnly)]);
     let scoped = disks_in_scope(&every_disk(), &sorted, None).unwrap();
-    let error = wipe(&scoped, Depth::Secure).unwrap_err();
+    let error = wipe(&scoped, Depth::Secure, &Progress::unwatched()).unwrap_err();
     println!("{error}");
     for wiped in &error.wiped {
         println!("{wiped}");
@@ -211,7 +212,12 @@ fn each_cell_of_the_decision_table_touches_its_disks_only() {
                     Extent::EveryDisk => Occasion::ChangeOfHands,
                     Extent::RootDisks => Occasion::Reinstall,
                 };
-                wipe(&in_scope(&scope), depth(None, occasion)).unwrap();
+                wipe(
+                    &in_scope(&scope),
+                    depth(None, occasion),
+                    &Progress::unwatched(),
+                )
+                .unwrap();
             }
             Decision::CheckAndWait(scope) => drop(quick_check(&in_scope(&scope)).unwrap()),
             Decision::Install(_) | Decision::BootDisk | Decision::Hold => {}

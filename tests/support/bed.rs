@@ -100,6 +100,9 @@ impl Plan {
         // The first ones have had a second by now in which a bad configuration shows.
         services.iter_mut().for_each(Process::assert_alive);
         Bed {
+            token,
+            arguments,
+            helper: self.helper,
             dir,
             machine: Uuid::new_v4().to_string(),
             standin: Standin::new(control.clone()),
@@ -119,6 +122,9 @@ pub struct Bed {
     /// Orders for the apiserver, and its record.
     pub standin: Standin,
     control: PathBuf,
+    token: PathBuf,
+    arguments: Vec<String>,
+    helper: Helper,
     services: Vec<Process>,
     ns: Netns,
 }
@@ -205,6 +211,29 @@ impl Bed {
         let text = serde_json::to_string_pretty(&record).unwrap_or_default();
         let _ = fs::write(self.dir.join("record.json"), text);
         record
+    }
+
+    /// Kills a service, without a farewell.
+    pub fn kill(&mut self, name: &str) {
+        self.signal(name, libc::SIGKILL);
+        self.services.retain(|service| service.name() != name);
+    }
+
+    /// Starts a killed service again.
+    pub fn revive(&mut self, name: &str) {
+        self.services.push(match name {
+            "radvd" => services::radvd(&self.ns, &self.dir),
+            "nginx" => services::nginx(&self.ns, &self.dir, &self.helper),
+            "metal-boot" => services::metal_boot(&self.ns, &self.dir, &self.token, &self.arguments),
+            other => panic!("{other} cannot be started again: it would have forgotten everything"),
+        });
+    }
+
+    /// Sends a service a signal.
+    pub fn signal(&self, name: &str, signal: i32) {
+        let service = self.services.iter().find(|service| service.name() == name);
+        let service = service.unwrap_or_else(|| panic!("no service {name}"));
+        service.signal(signal);
     }
 
     /// The directory for messages.

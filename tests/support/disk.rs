@@ -42,6 +42,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// How the guest sees it.
     pub bus: Bus,
+    /// Its serial number, empty for none; `None`: one after the place where it is plugged in.
+    pub serial: Option<String>,
 }
 
 impl Disk {
@@ -51,7 +53,11 @@ impl Disk {
         File::create(&path)
             .and_then(|file| file.set_len(mib * MIB))
             .unwrap_or_else(|e| panic!("create {}: {e}", path.display()));
-        Self { path, bus }
+        Self {
+            path,
+            bus,
+            serial: None,
+        }
     }
 
     /// A disk with a pattern at its start, in its middle and at its end: data that must survive, or go.

@@ -14,6 +14,8 @@ use super::qmp::Qmp;
 
 /// Debian's OVMF: code, and the empty variable store that is copied for each test.
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// The same with Secure Boot, which wants System Management Mode.
+const OVMF_SECURE_BOOT: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// How the ISO is attached.
@@ -73,6 +75,8 @@ pub struct Machine {
     pub processors: String,
     /// OVMF; without it QEMU's legacy BIOS, which is seconds faster.
     pub uefi: bool,
+    /// OVMF with Secure Boot; what it trusts stands in `vars` (`secure_boot::Keys`).
+    pub secure_boot: bool,
     /// An order for the firmware (`bootindex`); `None`: its own BootOrder rules.
     pub order: Option<Order>,
     /// The network cards, one on each leaf in turn, by QEMU device (`virtio-net-pci`).
@@ -96,6 +100,7 @@ impl Machine {
             memory: 1024,
             processors: "1".to_owned(),
             uefi: true,
+            secure_boot: false,
             order: None,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
             extra: Vec::new(),
@@ -176,10 +181,18 @@ impl Machine {
             command.args(text.split_whitespace());
         };
         a("-nodefaults -no-user-config -display none -vga std");
+        let (smm, firmware) = if self.secure_boot {
+            ("on", OVMF_SECURE_BOOT)
+        } else {
+            ("off", OVMF_CODE)
+        };
         a(&format!(
-            "-machine q35 -accel {accel} -cpu {cpu} -smp {} -m {}",
+            "-machine q35,smm={smm} -accel {accel} -cpu {cpu} -smp {} -m {}",
             self.processors, self.memory
         ));
+        if self.secure_boot {
+            a("-global driver=cfi.pflash01,property=secure,value=on -global ICH9-LPC.disable_s3=1");
+        }
         a(&format!("-uuid {}", self.uuid));
         // A reset ends QEMU: the test sees it, and decides what the next power-on looks like.
         a("-action reboot=shutdown,watchdog=reset");
@@ -187,7 +200,7 @@ impl Machine {
         a(&format!("-qmp unix:{},server=on,wait=off", qmp.display()));
         if self.uefi {
             a(&format!(
-                "-drive if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
+                "-drive if=pflash,format=raw,unit=0,readonly=on,file={firmware}"
             ));
             a(&format!(
                 "-drive if=pflash,format=raw,unit=1,file={}",
@@ -229,21 +242,23 @@ impl Machine {
                 Some(_) => format!(",bootindex={}", number + 1),
                 None => String::new(),
             };
-            a(&match disk.bus {
-                Bus::Virtio => {
-                    format!("-device virtio-blk-pci,drive=disk{number},serial=virt{number}{order}")
-                }
-                Bus::Sata => format!(
-                    "-device ide-hd,bus=ide.{number},drive=disk{number},serial=sata{number}{order}"
+            let (device, kind) = match disk.bus {
+                Bus::Virtio => ("virtio-blk-pci".to_owned(), "virt"),
+                Bus::Sata => (format!("ide-hd,bus=ide.{number}"), "sata"),
+                Bus::Scsi => ("scsi-hd,bus=scsi.0".to_owned(), "scsi"),
+                Bus::Nvme => ("nvme".to_owned(), "nvme"),
+                Bus::Nvme4k => (
+                    "nvme,logical_block_size=4096,physical_block_size=4096".to_owned(),
+                    "nvme",
                 ),
-                Bus::Scsi => format!(
-                    "-device scsi-hd,bus=scsi.0,drive=disk{number},serial=scsi{number}{order}"
-                ),
-                Bus::Nvme => format!("-device nvme,drive=disk{number},serial=nvme{number}{order}"),
-                Bus::Nvme4k => format!(
-                    "-device nvme,drive=disk{number},serial=nvme{number},logical_block_size=4096,physical_block_size=4096{order}"
-                ),
-            });
+            };
+            let serial = match &disk.serial {
+                Some(serial) => serial.clone(),
+                None => format!("{kind}{number}"),
+            };
+            a(&format!(
+                "-device {device},drive=disk{number},serial={serial}{order}"
+            ));
         }
         match &self.start {
             Start::Disks => {}
@@ -374,6 +389,26 @@ impl Guest {
         );
     }
 
+    /// Waits until the machine's watchdog resets it.
+    pub fn wait_watchdog(&self, seconds: u64) {
+        let limit = Duration::from_secs(seconds);
+        assert!(
+            self.qmp.event("WATCHDOG", limit).is_some(),
+            "the watchdog did not bite within {limit:?}"
+        );
+    }
+
+    /// How the guest ended, if it has.
+    pub fn ended(&mut self) -> Option<End> {
+        let event = self.qmp.event("SHUTDOWN", Duration::ZERO)?;
+        process::end(&mut self.child);
+        Some(match event["data"]["reason"].as_str() {
+            Some("guest-reset") => End::Reset,
+            Some("guest-shutdown") => End::PowerOff,
+            _ => End::Other,
+        })
+    }
+
     /// Pulls the plug: no flush, no farewell.
     pub fn power_cut(mut self) {
         let _ = self.child.kill();
@@ -393,6 +428,17 @@ impl Guest {
         self.qmp
             .execute(command, arguments)
             .unwrap_or_else(|error| panic!("{command}: {error}"));
+    }
+
+    /// Bytes and requests that the machine has read from its medium since power-on.
+    pub fn read_from_medium(&self) -> (u64, u64) {
+        let answer = self.qmp.execute("query-blockstats", json!({}));
+        let answer = answer.unwrap_or_else(|error| panic!("query-blockstats: {error}"));
+        let drives = answer.as_array().expect("a list of drives");
+        let stats = drives.iter().find(|drive| drive["device"] == "iso");
+        let stats = &stats.expect("a medium is attached")["stats"];
+        let number = |name: &str| stats[name].as_u64().expect("a number");
+        (number("rd_bytes"), number("rd_operations"))
     }
 
     /// Presses the power button (ACPI).

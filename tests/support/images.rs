@@ -124,6 +124,22 @@ pub enum Edit<'a> {
     Hardlink(&'a str, &'a str),
 }
 
+/// One file of `tiny`.
+pub fn tiny_file(name: &str) -> Vec<u8> {
+    let path = root().join("target/images/tiny/img.tar");
+    let file = File::open(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; run scripts/build-images tiny", path.display()));
+    let mut data = Vec::new();
+    for entry in tar::Archive::new(file).entries().expect("built tar") {
+        let mut entry = entry.expect("built tar");
+        if entry.path().expect("built tar").display().to_string() == name {
+            entry.read_to_end(&mut data).expect("built tar");
+        }
+    }
+    assert!(!data.is_empty(), "tiny has no {name}");
+    data
+}
+
 /// `tiny` with changes; the md5 fits, so that only the change is at fault.
 pub fn tiny_with(edits: &[Edit]) -> Image {
     let path = root().join("target/images/tiny/img.tar");

@@ -38,21 +38,31 @@ pub fn direct(more: &str) -> Start {
     Start::Direct {
         kernel: part("vmlinuz"),
         initrd: part("initrd.img"),
-        append: format!("{CONSOLE} {NO_TIMER_CHECK} {more}"),
+        append: format!("{CONSOLE} {NO_TIMER_CHECK} init_on_free=1 {more}"),
     }
 }
 
 /// The agent started directly, sent to the bed's boot helper. It does not dwell on failures
 /// as it does for a technician: no test learns anything from that.
 pub fn agent() -> Start {
+    agent_with("")
+}
+
+/// The same, with more words on its command line.
+pub fn agent_with(more: &str) -> Start {
     direct(&format!(
-        "PIXIE_API_URL={} anvil.policy.reboot_delay_seconds=1 anvil.policy.boot_helper_timeout_seconds=20",
+        "PIXIE_API_URL={} anvil.policy.reboot_delay_seconds=1 anvil.policy.boot_helper_timeout_seconds=20 {more}",
         helper_url()
     ))
 }
 
 /// The ISO with this metal.config, attached as `media`.
 pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
+    iso_as(dir, config, media, &[])
+}
+
+/// The same by `scripts/build-iso` with more options.
+pub fn iso_as(dir: &Path, config: &Value, media: Media, more: &[&str]) -> Start {
     let file = dir.join("metal.config");
     let mut config = config.clone();
     config["policy"]["reboot_delay_seconds"] = 1.into();
@@ -65,6 +75,17 @@ pub fn iso(dir: &Path, config: &Value, media: Media) -> Start {
         ])
         .arg("--config")
         .arg(&file)
+        .args(more)
+        .arg("--output")
+        .arg(&iso));
+    Start::Iso(iso, media)
+}
+
+/// The iPXE ISO for this boot helper, attached as `media`.
+pub fn ipxe(dir: &Path, helper: &str, media: Media) -> Start {
+    let iso = dir.join("ipxe.iso");
+    run(Command::new(root().join("scripts/build-iso"))
+        .args(["--ipxe", helper])
         .arg("--output")
         .arg(&iso));
     Start::Iso(iso, media)

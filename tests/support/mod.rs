@@ -16,12 +16,15 @@ pub mod images;
 pub mod initrd;
 pub mod ipmi;
 pub mod light;
+pub mod loki;
 pub mod machines;
 pub mod media;
 pub mod mock_bmc;
 pub mod netns;
 pub mod process;
 pub mod qmp;
+pub mod screen;
+pub mod secure_boot;
 pub mod services;
 pub mod standin;
 

@@ -227,12 +227,17 @@ pub fn tls(ns: &Netns, dir: &Path, pki: &Pki) -> Process {
 pub struct Pki {
     /// PEM.
     pub authority: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Makes them; valid for 30 days from now.
 pub fn pki(dir: &Path) -> Pki {
+    pki_for(dir, SERVICE)
+}
+
+/// The same for another address.
+pub fn pki_for(dir: &Path, address: &str) -> Pki {
     let path = |name: &str| dir.join(name);
     let openssl = |arguments: &str| {
         run(std::process::Command::new("openssl")
@@ -246,7 +251,7 @@ pub fn pki(dir: &Path) -> Pki {
     openssl(&format!(
         "req {new} -keyout tls.key -out tls.csr -subj /CN=service"
     ));
-    fs::write(path("san"), format!("subjectAltName=IP:{SERVICE}\n")).expect("write san");
+    fs::write(path("san"), format!("subjectAltName=IP:{address}\n")).expect("write san");
     openssl(
         "x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out tls.pem -days 30 \
          -extfile san",

@@ -324,3 +324,18 @@ fn a_full_nvram_costs_our_old_entries_first_and_never_those_of_others() {
     assert!(error.is_nvram(), "{error}");
     assert_eq!(vars.boot_entry_numbers().unwrap(), [0, 1, 2, made[0]]);
 }
+
+#[test]
+fn secure_boot_is_on_when_the_firmware_says_one() {
+    let (_dir, vars) = ovmf();
+    assert!(!secure_boot(&vars), "no variable");
+    for (data, on) in [
+        (&[0][..], false),
+        (&[1], true),
+        (&[1, 0], false),
+        (&[], false),
+    ] {
+        put(&vars, "SecureBoot", data);
+        assert_eq!(secure_boot(&vars), on, "{data:?}");
+    }
+}

@@ -48,6 +48,8 @@ pub enum Format {
     Xz,
     /// A tar archive as it is.
     Tar,
+    /// A disk image as it is.
+    Disk,
 }
 
 impl fmt::Display for Format {
@@ -58,6 +60,7 @@ impl fmt::Display for Format {
             Self::Gzip => "gzip",
             Self::Xz => "xz",
             Self::Tar => "tar",
+            Self::Disk => "raw",
         })
     }
 }
@@ -75,10 +78,19 @@ impl Format {
             Some(Self::Xz)
         } else if is_header(head) {
             Some(Self::Tar)
+        } else if is_protective_mbr(head) {
+            Some(Self::Disk)
         } else {
             None
         }
     }
+}
+
+/// The first block of a disk with a GUID partition table (UEFI 2.10, 5.2.3): a partition of
+/// type 0xEE, and the signature.
+fn is_protective_mbr(head: &[u8]) -> bool {
+    let has_type = |at: usize| head.get(at) == Some(&0xee);
+    head.get(510..512) == Some(&[0x55, 0xaa]) && [450, 466, 482, 498].into_iter().any(has_type)
 }
 
 /// Decodes `source` to its end; each full buffer goes to `sink`, which returns the next one
@@ -127,7 +139,7 @@ pub fn decode<R: BufRead>(
             true,
             XZ_MEMORY_KIB,
         ))?,
-        Format::Tar => output.drain(&mut source)?,
+        Format::Tar | Format::Disk => output.drain(&mut source)?,
     }
     output.finish()
 }
@@ -153,13 +165,18 @@ where
     }
 }
 
-/// Whether `head`, the first [`PEEK`] bytes of an image, begins something that can be unpacked.
+/// Whether `head`, the first [`PEEK`] bytes of an image, begins something that can be unpacked,
+/// or, when it is to be a disk image, written.
 ///
 /// # Errors
 /// `Format`, with what it seems to be instead.
-pub fn check_magic(head: &[u8], shown_url: &str) -> Result<(), Error> {
-    if Format::of(head).is_some() || lz4::is_skippable(head) {
-        return Ok(());
+pub fn check_magic(head: &[u8], shown_url: &str, is_disk_image: bool) -> Result<(), Error> {
+    match Format::of(head) {
+        Some(Format::Disk) if !is_disk_image => {}
+        Some(Format::Tar) if is_disk_image => {}
+        Some(_) => return Ok(()),
+        None if lz4::is_skippable(head) => return Ok(()),
+        None => {}
     }
     Err(unknown(head, shown_url))
 }
@@ -264,6 +281,11 @@ fn describe(head: &[u8]) -> String {
     ];
     if head.is_empty() {
         return "nothing: the file is empty".to_owned();
+    }
+    match Format::of(head) {
+        Some(Format::Disk) => return "a disk image, which has to be called *.raw".to_owned(),
+        Some(Format::Tar) => return "a tar archive, which is no disk image".to_owned(),
+        _ => {}
     }
     if let Some((_, name)) = known.iter().find(|(magic, _)| head.starts_with(magic)) {
         return (*name).to_owned();

@@ -134,7 +134,7 @@ fn skippable_frames_are_skipped() {
         let frame = packed(packer, &content);
         let stream = [&skippable[..], &skippable, &frame, &skippable, &frame].concat();
         assert!(run(&stream).unwrap() == content.repeat(2), "{packer}");
-        check_magic(&stream[..PEEK], "http://h/i").unwrap();
+        check_magic(&stream[..PEEK], "http://h/i", false).unwrap();
         let cut = [&frame[..], &skippable[..10]].concat();
         assert!(run(&cut).is_err(), "{packer}");
     }
@@ -192,7 +192,9 @@ fn other_formats_are_named() {
         );
         let head = &bytes[..bytes.len().min(PEEK)];
         assert_eq!(
-            check_magic(head, "http://h/i").unwrap_err().to_string(),
+            check_magic(head, "http://h/i", false)
+                .unwrap_err()
+                .to_string(),
             error
         );
     }

@@ -556,3 +556,68 @@ async fn a_target_that_is_not_there() {
     assert!(matches!(error, Error::Root { .. }), "{error}");
     assert_eq!(server.ranges().len(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_image_is_probed_written_and_verified() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    crate::efi::gpt::tests::disk(&path, 512, uuid::Uuid::from_u128(1));
+    let mut image = std::fs::read(&path).unwrap();
+    image[1 << 20..][..noise().len().min(1 << 19)].copy_from_slice(&noise()[..1 << 19]);
+    let packed = lz4(&image);
+    let server = Server::new(&packed, vec![Plan::default()]).await;
+    let url = "/images/img.raw.lz4";
+    server.put(url, packed.clone());
+    let md5 = digest(Algorithm::Md5, &packed);
+    server.put(&format!("{url}.md5"), format!("{md5}  img.raw.lz4\n"));
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut source = server.source.clone();
+    source.url.set_path(url);
+    let size = image.len() as u64;
+
+    crate::image::probe_disk(&client, &source, "/dev/x", size, 512)
+        .await
+        .unwrap();
+    for (size, block, expected) in [(size - 512, 512, "needs 2097152"), (size, 4096, "blocks")] {
+        let probed = crate::image::probe_disk(&client, &source, "/dev/x", size, block).await;
+        let error = probed.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    let file = || {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        file
+    };
+    let silent = |_: Progress| {};
+    let target = crate::image::DiskTarget::new(file(), "/dev/x", size, 512);
+    let (verified, mut written) = crate::image::install_disk(&client, &source, target, &silent)
+        .await
+        .unwrap();
+    assert_eq!(verified.summary().digest, md5);
+    let mut found = Vec::new();
+    std::io::Seek::rewind(&mut written).unwrap();
+    std::io::Read::read_to_end(&mut written, &mut found).unwrap();
+    assert!(found == image);
+    crate::image::verify(&client, &source, &silent)
+        .await
+        .unwrap();
+
+    // A wrong digest: the table is not written.
+    server.put(&format!("{url}.md5"), format!("{:032x}  img.raw.lz4\n", 7));
+    let kept = file();
+    let target = kept.try_clone().unwrap();
+    let target = crate::image::DiskTarget::new(target, "/dev/x", size, 512);
+    let failed = crate::image::install_disk(&client, &source, target, &silent).await;
+    assert!(matches!(failed, Err(Error::ChecksumMismatch { .. })));
+    assert!(
+        crate::efi::gpt::geometry(&{
+            use std::os::unix::fs::FileExt;
+            let mut head = vec![0; 1 << 20];
+            kept.read_exact_at(&mut head, 0).unwrap();
+            head
+        })
+        .is_err()
+    );
+}

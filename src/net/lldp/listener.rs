@@ -82,6 +82,12 @@ impl Listener {
         self.shared.switches()
     }
 
+    /// What is heard, as it changes.
+    #[must_use]
+    pub fn follow(&self) -> watch::Receiver<Neighbours> {
+        self.shared.neighbours.subscribe()
+    }
+
     /// Waits until enough switches are heard and returns all that are.
     ///
     /// # Errors

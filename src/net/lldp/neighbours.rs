@@ -163,6 +163,12 @@ impl Neighbours {
 
     /// The switches that are heard on `links` at `now`.
     #[must_use]
+    pub fn switches_of(&self, links: &[Link]) -> Vec<PortNeighbour> {
+        self.switches(links, Instant::now())
+    }
+
+    /// The same at a given time.
+    #[must_use]
     pub fn switches(&self, links: &[Link], now: Instant) -> Vec<PortNeighbour> {
         let mut found = Vec::new();
         for link in links {

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use metal_anvil::report::console::{self, Consoles};
+use metal_anvil::report::{console, log};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
@@ -46,7 +46,8 @@ fn main() {
         // SAFETY: duplicates an open descriptor onto the standard ones, which nothing uses yet.
         unsafe { libc::dup2(console.as_raw_fd(), descriptor) };
     }
-    console::start_logging(Consoles::open(Path::new("/sys"), Path::new("/dev")))(true);
+    log::start()(true);
+    console::start(Path::new("/sys"), Path::new("/dev"));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
