@@ -359,7 +359,11 @@ mod tests {
         let url = Url::parse("https://api.example.org").unwrap();
         let request = serde_json::json!({"password": "x".repeat(10_000)});
         let body = encode(&url, &request).unwrap();
-        assert_eq!(body.capacity(), body.len(), "it grew, and left copies behind");
+        assert_eq!(
+            body.capacity(),
+            body.len(),
+            "it grew, and left copies behind"
+        );
         assert_eq!(*body, serde_json::to_vec(&request).unwrap());
     }
 

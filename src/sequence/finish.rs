@@ -11,7 +11,6 @@ use super::come_back;
 use super::failure::{During, Failure, MAX_MESSAGE, Step};
 use crate::control::api::EventType;
 use crate::control::apiserver::Completion;
-use crate::control::text::printable;
 use crate::efi::{boot, journal};
 use crate::init::power;
 use crate::install;
@@ -23,8 +22,8 @@ use crate::report::{console, memory, steps, stream};
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 const LAST_FLUSH: Duration = Duration::from_millis(500);
 
-/// Characters of an image's name in the last event; each may have four bytes.
-const MAX_IMAGE: usize = 40;
+/// Bytes of the last event for the image and how it is started; the rest is the timeline's.
+const MAX_HOW: usize = 200;
 
 /// The way into the installed OS.
 pub(super) struct NewKernel {
@@ -117,11 +116,16 @@ impl Installed {
     }
 }
 
-/// What the last event says: the image, and what the boot's time went into.
-fn last_message(image: &str) -> String {
-    let image = printable(image, MAX_IMAGE);
-    let left = MAX_MESSAGE.saturating_sub(image.len() + 2);
-    format!("{image}, {}", steps::short(left))
+/// What the last event says: how the machine starts which image, and what the boot's time went
+/// into.
+fn last_message(how: &str) -> String {
+    let mut end = how.len().min(MAX_HOW);
+    while !how.is_char_boundary(end) {
+        end -= 1;
+    }
+    let how = how.get(..end).unwrap_or_default();
+    let left = MAX_MESSAGE.saturating_sub(how.len() + 2);
+    format!("{how}, {}", steps::short(left))
 }
 
 #[cfg(test)]
