@@ -267,15 +267,6 @@ fn machines_reach_what_they_boot_from_and_nothing_else() {
     assert_eq!(fabric.way(SERVICE, &addresses[0]), "leak");
 
     // Neither each other, nor the rest of the control plane, nor under a neighbour's address.
-    let foreign = "2001:db8:b0:2::bad";
-    fabric.machines[0].ip(&format!("address add {foreign}/128 dev eth0 nodad"));
-    let as_neighbour = |host: &str, port: u16| {
-        let url = format!("http://[{host}]:{port}/");
-        fabric
-            .curl(0, &["--interface", foreign, &url])
-            .status
-            .success()
-    };
     assert_eq!(
         (fabric.counted("refused"), fabric.counted("spoofed")),
         (0, 0)
@@ -293,6 +284,16 @@ fn machines_reach_what_they_boot_from_and_nothing_else() {
         "machine 1 reaches the control plane's other services"
     );
     assert!(fabric.counted("refused") >= 3);
+    // Only now: from here on it would be this machine's source for all of port 2.
+    let foreign = "2001:db8:b0:2::bad";
+    fabric.machines[0].ip(&format!("address add {foreign}/128 dev eth0 nodad"));
+    let as_neighbour = |host: &str, port: u16| {
+        let url = format!("http://[{host}]:{port}/");
+        fabric
+            .curl(0, &["--interface", foreign, &url])
+            .status
+            .success()
+    };
     assert!(
         !as_neighbour(CACHE, 80),
         "machine 1 is answered under an address of port 2"
