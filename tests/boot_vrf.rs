@@ -123,7 +123,7 @@ impl Fabric {
     /// `curl OPTIONS` on machine `number`.
     fn curl(&self, number: usize, options: &[&str]) -> Output {
         let mut command = self.machines[number].command("curl");
-        command.args(["--silent", "--show-error", "--fail", "--max-time", "5"]);
+        command.args(["--silent", "--show-error", "--fail", "--max-time", "10"]);
         command.args(options).output().expect("curl runs")
     }
 
