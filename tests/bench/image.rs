@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, unshare};
+
 use super::support::process::{Process, run};
 use super::support::root;
 use super::{MIB, RUNS, Row, median};
@@ -25,8 +27,8 @@ const PATIENCE: u64 = 120;
 /// Disk, server and images of this bench.
 struct Bench {
     dir: PathBuf,
-    /// The file under the ext4, in memory.
-    disk: tempfile::NamedTempFile,
+    /// The loop device under the ext4; its file, in memory, goes with it.
+    disk: String,
     agent: PathBuf,
     _server: Process,
 }
@@ -40,6 +42,9 @@ struct Cost {
 }
 
 pub fn image() -> Vec<Row> {
+    // A mount that others can see is one that a namespace made meanwhile keeps busy.
+    unshare(CloneFlags::CLONE_NEWNS).expect("mounts of our own (root)");
+    run(Command::new("mount").args(["--make-rprivate", "/"]));
     let bench = Bench::new();
     let mut rows = Vec::new();
     for (format, decode) in [("lz4", "lz4 -dc"), ("zst", "zstd -dcq")] {
@@ -126,7 +131,7 @@ impl Bench {
         });
         Self {
             agent: root().join("target/x86_64-unknown-linux-gnu/release/metal-anvil"),
-            disk: tempfile::NamedTempFile::new_in("/dev/shm").expect("a disk of our own"),
+            disk: disk(),
             dir,
             _server: server,
         }
@@ -223,12 +228,13 @@ impl Bench {
     /// Runs a command in an empty directory of a fresh ext4, after what has to be there for it,
     /// with nothing left to write back.
     fn measured(&self, before: &str, command: &mut Command) -> Cost {
-        let (disk, mnt) = (self.disk.path().display(), self.dir.join("mnt"));
+        let (disk, mnt) = (&self.disk, self.dir.join("mnt"));
         let (mnt, target) = (mnt.display(), mnt.join("target"));
         // Nothing is initialised in the background while the clock runs.
         run(&mut bash(&format!(
-            "umount {mnt} 2>/dev/null || true; truncate -s 0 {disk}; truncate -s 8G {disk}
-             mkfs.ext4 -q -F -E assume_storage_prezeroed=1 {disk}; mount -o loop {disk} {mnt}
+            "umount {mnt} 2>/dev/null || true
+             mkfs.ext4 -q -F -N 300000 -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 {disk}
+             mount {disk} {mnt}
              mkdir {mnt}/target; cd {mnt}/target; {before}
              sync"
         )));
@@ -237,6 +243,27 @@ impl Bench {
         let cost = wait(child.expect("start a contender").id(), start);
         run(Command::new("umount").arg(self.dir.join("mnt")));
         cost
+    }
+}
+
+/// A disk in memory, all of it written once: no contender pays for memory that it has not had
+/// before. The loop device keeps the file, which has no name any more.
+fn disk() -> String {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").expect("a disk of our own");
+    let path = file.path().display();
+    let script = format!("head -c 4G /dev/zero >{path}; losetup --find --show {path}");
+    run(&mut bash(&script)).trim().to_owned()
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // What stays behind is the next run's to unmount.
+        let mnt = self.dir.join("mnt");
+        let _ = Command::new("umount")
+            .arg(mnt)
+            .stderr(Stdio::null())
+            .status();
+        let _ = Command::new("losetup").args(["-d", &self.disk]).status();
     }
 }
 

@@ -59,11 +59,16 @@ fn five_methods_are_passed_on_and_nothing_else() {
     }
     let got = helper.get("/metalstack.infra.v2.BootService/SendEvent");
     assert_eq!((status(&got), header(&got, "allow")), (405, Some("POST")));
-    assert_eq!(
-        standin().record().len(),
-        before,
-        "none of them reached the apiserver"
-    );
+    // Other tests talk to the stand-in at the same time, of machines of their own.
+    let record = standin().record();
+    let reached: Vec<_> = record[before..]
+        .iter()
+        .filter(|line| {
+            let uuid = line["uuid"].as_str().unwrap_or_default();
+            uuid.is_empty() || uuid == machine
+        })
+        .collect();
+    assert!(reached.is_empty(), "reached the apiserver: {reached:?}");
 }
 
 #[test]
