@@ -184,7 +184,7 @@ fn what_has_no_region_is_refused() {
     let json = desk.write("site.json", b"{}");
     let no_iso = desk.write("zeros", &[0; 100_000]);
     let ipxe = desk.iso("ipxe.iso", &["--ipxe", "http://[2001:db8::1]:4242"]);
-    // As an operator replaces it without the script: smaller, and with the old digest.
+    // As an operator replaces it without the script: xorriso drops the directory that is looked through.
     let iso = desk.iso("base.iso", &[]);
     let other = desk.text("other.iso");
     let done = Command::new("xorriso")
@@ -204,7 +204,7 @@ fn what_has_no_region_is_refused() {
     for (medium, word) in [
         (&no_iso, "no Joliet directory"),
         (&ipxe, "--ipxe"),
-        (&other, "has 2 bytes"),
+        (&other, "another program has written it anew"),
     ] {
         for arguments in [[medium.as_str(), &json], ["--show", medium]] {
             let said = refused(&script("iso-config", &arguments));
