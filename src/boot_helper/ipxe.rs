@@ -174,12 +174,18 @@ fn write(boot: &Boot, base: Option<&Url>) -> Result<String, ScriptError> {
     for word in command_line(given)?.split_ascii_whitespace() {
         words += &format!(" {word}");
     }
+    let says = |key: &str| {
+        let mut given = given.split_ascii_whitespace();
+        given.any(|word| word.starts_with(key))
+    };
     if let Some(base) = base
-        && !given
-            .split_ascii_whitespace()
-            .any(|word| word.starts_with("PIXIE_API_URL="))
+        && !says("PIXIE_API_URL=")
     {
         words += &format!(" PIXIE_API_URL={}", base.as_str().trim_end_matches('/'));
+    }
+    // As on the media: the installed OS must not find the boot's secrets in memory.
+    if !says("init_on_free=") {
+        words += " init_on_free=1";
     }
     Ok(format!(
         "#!ipxe\n\
@@ -268,17 +274,17 @@ mod tests {
         assert!(text.starts_with("#!ipxe\n"), "{text}");
         for line in [
             "kernel --name kernel http://h/vmlinuz initrd=initrd0 initrd=initrd1 console=ttyS0 \
-             DEBUG=1 PIXIE_API_URL=http://[2001:db8::1]:4242 || goto failed\n",
+             DEBUG=1 PIXIE_API_URL=http://[2001:db8::1]:4242 init_on_free=1 || goto failed\n",
             "initrd --name initrd0 http://h/a.img || goto failed\n",
             "initrd --name initrd1 https://h/b.img || goto failed\n",
             "\nboot || goto failed\n:failed\n",
         ] {
             assert!(text.contains(line), "{line:?} is missing in {text}");
         }
-        let own = said("http://h/k", &[], "PIXIE_API_URL=http://[::2]:1");
+        let own = said("http://h/k", &[], "PIXIE_API_URL=http://[::2]:1 init_on_free=0");
         let text = write(&own, Some(&base)).unwrap();
         assert!(
-            text.contains("http://h/k PIXIE_API_URL=http://[::2]:1 ||"),
+            text.contains("http://h/k PIXIE_API_URL=http://[::2]:1 init_on_free=0 ||"),
             "{text}"
         );
     }

@@ -235,7 +235,7 @@ fn boot_ipxe_asks_back_and_then_loads_what_the_apiserver_says() {
     );
     assert_eq!(status(&answer), 200, "{answer}");
     for line in [
-        "kernel --name kernel http://standin.invalid/vmlinuz initrd=initrd0 PIXIE_API_URL=http://h || goto failed\n",
+        "kernel --name kernel http://standin.invalid/vmlinuz initrd=initrd0 PIXIE_API_URL=http://h init_on_free=1 || goto failed\n",
         "initrd --name initrd0 http://standin.invalid/initrd.img || goto failed\n",
         "boot || goto failed\n",
     ] {
