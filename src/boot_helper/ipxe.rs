@@ -281,7 +281,11 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line:?} is missing in {text}");
         }
-        let own = said("http://h/k", &[], "PIXIE_API_URL=http://[::2]:1 init_on_free=0");
+        let own = said(
+            "http://h/k",
+            &[],
+            "PIXIE_API_URL=http://[::2]:1 init_on_free=0",
+        );
         let text = write(&own, Some(&base)).unwrap();
         assert!(
             text.contains("http://h/k PIXIE_API_URL=http://[::2]:1 init_on_free=0 ||"),

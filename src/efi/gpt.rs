@@ -142,18 +142,28 @@ pub fn geometry(head: &[u8]) -> Result<Geometry, String> {
             Err(Some(why)) => return Err(why),
         };
         let last = header.backup_lba;
-        // Block 0 and 1 are the table's own: gptman panics over a partition there.
-        let is_inside = |entry: &GPTPartitionEntry| {
-            entry.starting_lba > 1
-                && entry.starting_lba <= entry.ending_lba
-                && entry.ending_lba < last
+        // What gptman would refuse, or panic over, when the backup is moved: the disk is written by then.
+        let table_size = u64::from(header.number_of_partition_entries) * u64::from(ENTRY_SIZE);
+        let first = 2 + table_size.div_ceil(block);
+        let mut spans: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.is_used())
+            .map(|entry| (entry.starting_lba, entry.ending_lba))
+            .collect();
+        spans.sort_unstable();
+        let is_inside = |&(start, end): &(u64, u64)| {
+            first <= start && start <= end && end <= header.last_usable_lba
         };
-        let mut used = entries.iter().filter(|entry| entry.is_used());
         let is_sound = header.primary_lba == 1
             && header.partition_entry_lba == 2
+            && header.number_of_partition_entries > 0
             && last <= MAX_LBA
             && header.last_usable_lba < last
-            && used.all(is_inside);
+            && spans.iter().all(is_inside)
+            && spans.windows(2).all(|pair| pair[0].1 < pair[1].0)
+            && entries
+                .iter()
+                .all(|entry| entry.starting_lba <= entry.ending_lba);
         if !is_sound {
             return Err(format!(
                 "its partition table contradicts itself, or does not begin at block 2; the backup is at block {last}"

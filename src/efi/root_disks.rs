@@ -44,6 +44,14 @@ pub fn read(vars: &Vars) -> Result<Option<RootDisks>, Error> {
         .map_err(malformed)
 }
 
+/// Takes the record out of the firmware: an old one would vouch for the wrong disks.
+///
+/// # Errors
+/// What the firmware answers.
+pub fn forget(vars: &Vars) -> Result<(), Error> {
+    vars.delete(NAME, VENDOR).map(drop)
+}
+
 /// Stores the record on a mounted EFI system partition.
 ///
 /// # Errors
@@ -78,6 +86,9 @@ mod tests {
         let record = RootDisks::new(Uuid::from_u128(1), &[disk("sda", 1 << 30)]);
         write(&vars, &record).unwrap();
         assert_eq!(read(&vars).unwrap(), Some(record.clone()));
+        forget(&vars).unwrap();
+        forget(&vars).unwrap();
+        assert_eq!(read(&vars).unwrap(), None);
         let esp = tempfile::tempdir().unwrap();
         assert_eq!(copy_on_esp(esp.path()).unwrap(), None);
         copy_to_esp(esp.path(), &record).unwrap();

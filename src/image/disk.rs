@@ -146,6 +146,10 @@ pub(super) fn write<R: BufRead>(
         zeros: 0..at,
         samples: Samples::default(),
     };
+    // An old table goes first: from here until the head is written nothing can be booted.
+    writer.clear()?;
+    device::flush(&disk.file).map_err(failed(&disk.path, "flushing"))?;
+    writer.zeros = at..at;
     *disk.head.lock().unwrap_or_else(PoisonError::into_inner) = head;
     loop {
         let chunk = next(&mut source, at, CHUNK)?;

@@ -40,7 +40,9 @@ pub fn install_hook() -> mpsc::Receiver<String> {
         let _ = sender.try_send(message);
         drop(sender);
         std::thread::sleep(GRACE);
-        while HANDLED.load(Ordering::SeqCst) {
+        // Failure handling runs in the main thread: its own panic has nobody else to end it.
+        let is_main = std::thread::current().name() == Some("main");
+        while !is_main && HANDLED.load(Ordering::SeqCst) {
             std::thread::park();
         }
         power::reboot_now();

@@ -12,18 +12,23 @@ use crate::watchdog;
 /// How long the flush may take: a disk that does not answer would keep the machine for ever.
 const FLUSH: Duration = Duration::from_secs(30);
 
-/// Flushes every file system, as far as that can be done in [`FLUSH`], and resets the machine. Should the kernel refuse, there is
+/// Flushes every file system, as far as that can be done in [`FLUSH`].
+pub fn flush() {
+    if !ends_within(FLUSH, nix::unistd::sync) {
+        tracing::error!(
+            "the disks were not flushed within {} s; going on all the same",
+            FLUSH.as_secs()
+        );
+    }
+}
+
+/// Flushes every file system and resets the machine. Should the kernel refuse, there is
 /// nothing better left than to stop here, where the console still shows why.
 pub fn reboot_now() -> ! {
     console::flush();
     watchdog::before_reset();
-    if !ends_within(FLUSH, nix::unistd::sync) {
-        tracing::error!(
-            "the disks were not flushed within {} s; rebooting all the same",
-            FLUSH.as_secs()
-        );
-        console::flush();
-    }
+    flush();
+    console::flush();
     let Err(errno) = reboot(RebootMode::RB_AUTOBOOT);
     tracing::error!("the kernel refuses to reboot: {errno}; power-cycle this machine");
     loop {

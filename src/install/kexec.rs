@@ -87,15 +87,13 @@ fn empty_initrd() -> io::Result<File> {
 }
 
 impl Loaded {
-    /// Leaves for the loaded kernel. What has to be flushed or unmounted must be by now;
-    /// a last `sync(2)` is done here.
+    /// Leaves for the loaded kernel. What has to be flushed or unmounted must be by now.
     ///
     /// This program becomes another first, which knows no secret ([`forget`]).
     ///
     /// # Errors
     /// The reboot call came back.
     pub fn execute(self) -> Result<Infallible, Error> {
-        nix::unistd::sync();
         let error = forget::everything();
         tracing::warn!("this program's memory is not cleared before the kexec: {error}");
         reboot(RebootMode::RB_KEXEC).map_err(|errno| Error::Kexec {

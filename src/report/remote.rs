@@ -176,6 +176,8 @@ pub struct Sink {
     tcp: Option<TcpStream>,
     /// The time of the newest entry: no later one may be older.
     newest: i128,
+    /// The last batch was refused, which has been told: telling it of each would make the next.
+    refused: bool,
 }
 
 impl Sink {
@@ -187,6 +189,7 @@ impl Sink {
             line,
             tcp: None,
             newest: 0,
+            refused: false,
         }
     }
 
@@ -223,11 +226,14 @@ impl Sink {
                     if troubled {
                         tracing::info!("the log server takes lines again");
                     }
+                    self.refused = false;
                     return;
                 }
                 Err(SendError::Refused(why)) => {
-                    let count = entries.len();
-                    tracing::warn!("the log server refuses {count} lines for good: {why}");
+                    if !std::mem::replace(&mut self.refused, true) {
+                        let count = entries.len();
+                        tracing::warn!("the log server refuses {count} lines for good: {why}");
+                    }
                     return;
                 }
                 Err(SendError::Passing(why)) => {

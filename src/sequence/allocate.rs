@@ -18,7 +18,7 @@ use crate::efi::gpt::Partition;
 use crate::efi::{esp, journal};
 use crate::init::power;
 use crate::report::steps;
-use crate::storage::eligible::{self, Exclusions, Sorted};
+use crate::storage::eligible::{self, Exclusions, Reason, Sorted};
 use crate::storage::scope::ScopedDisks;
 use crate::storage::wipe;
 use crate::storage::wipe_policy::{Occasion, OnFailure, depth};
@@ -204,7 +204,12 @@ impl Registered {
         let held = block_in_place(|| reservation::held(&sorted.erasable));
         let sorted = sorted.without_reserved(&held);
         for (disk, reason) in &sorted.left_alone {
-            tracing::info!("{} is left alone: {reason}", disk.path.display());
+            let path = disk.path.display();
+            match reason {
+                // It may well be this machine's own, reserved by the OS that ran here.
+                Reason::Reserved => tracing::error!("{path} is left alone and NOT WIPED: {reason}"),
+                _ => tracing::info!("{path} is left alone: {reason}"),
+            }
         }
         Ok(sorted)
     }

@@ -292,7 +292,9 @@ impl Authorized {
     }
 
     async fn fetch_token(&self) -> Result<(), Failure> {
+        let doing = steps::status();
         let asked = self.connected.ask_helper().await?;
+        steps::doing(doing, None);
         let (_, token) = endpoint(&asked.settings)?;
         self.apiserver.set_token(token);
         Ok(())

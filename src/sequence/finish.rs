@@ -61,7 +61,9 @@ impl Installed {
             // The control plane still takes the install for unfinished; so does the next boot.
             let efi = &self.allocated.registered.authorized.connected.booted.efi;
             come_back(efi);
-            journal::write(efi, &self.allocated.begun()).during(Step::Report)?;
+            if let Err(error) = journal::write(efi, &self.allocated.begun()) {
+                tracing::error!("{error}; the next boot takes this machine for installed");
+            }
             return Err(failure);
         }
         let authorized = &self.allocated.registered.authorized;
@@ -90,6 +92,7 @@ impl Installed {
                 tracing::info!("kexec");
                 stream::flush(LAST_FLUSH);
                 net::quiet::take_down(Path::new("/sys"));
+                power::flush();
                 watchdog::before_kexec();
                 match loaded.execute() {
                     Err(error) => error,

@@ -81,9 +81,13 @@ impl Allocated {
         come_back(efi);
         // Before the journal: a re-install that is cut has to find its disks again.
         match (root_disks::write(efi, root_disks), self.scope.extent()) {
-            (Err(error), Extent::EveryDisk) => tracing::warn!(
-                "{error}; a re-install will have to tell the disks by what stands on them"
-            ),
+            (Err(error), Extent::EveryDisk) => {
+                // One that stayed from an earlier try would vouch for disks that are data disks now.
+                root_disks::forget(efi).during(Step::Preflight)?;
+                tracing::warn!(
+                    "{error}; a re-install will have to tell the disks by what stands on them"
+                );
+            }
             (written, _) => written.during(Step::Preflight)?,
         }
         journal::write(efi, &self.begun()).during(Step::Preflight)

@@ -73,6 +73,10 @@ impl Drive for OpenDrive<'_> {
         facts
     }
 
+    fn beat(&self) {
+        self.progress.beat();
+    }
+
     fn erase(&self, rung: Rung) -> io::Result<()> {
         match rung {
             Rung::NvmeSanitizeCrypto => self.nvme_sanitize(nvme::Erase::Crypto),
@@ -128,7 +132,7 @@ impl OpenDrive<'_> {
     /// Whether somebody holds a reservation.
     ///
     /// # Errors
-    /// When the drive knows no reservations, or does not answer.
+    /// `ResourceBusy` when another host has the whole drive; else when the drive knows no reservations, or does not answer.
     pub fn is_reserved(&self) -> io::Result<bool> {
         if self.disk.transport == Transport::Nvme {
             let nsid = self.namespace()?;
@@ -256,13 +260,18 @@ impl OpenDrive<'_> {
         {
             return Ok(());
         }
-        Err(io::Error::other(format!(
+        let kind = match header.status {
+            scsi::RESERVATION_CONFLICT => io::ErrorKind::ResourceBusy,
+            _ => io::ErrorKind::Other,
+        };
+        let answer = format!(
             "the drive answers status {:#04x}, host {:#x}, sense {:02x?} to command {:#04x}",
             header.status,
             header.host_status,
             &sense[..18],
             cdb[0]
-        )))
+        );
+        Err(io::Error::new(kind, answer))
     }
 
     fn has_sanitize(&self, sanitize: Sanitize) -> bool {

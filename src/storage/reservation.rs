@@ -4,6 +4,7 @@
 //! of an OS that ran here and still counts on it. Numbers: SPC-5 6.16 (PERSISTENT RESERVE IN), NVM
 //! Express Base Specification 2.0c 7.4 (Reservation Report).
 
+use std::io;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,9 @@ pub(super) const NVME_SIZE: usize = 64;
 /// Milliseconds for the command, and how long all disks together may take to answer.
 pub(super) const ANSWER_MS: u32 = 5_000;
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a drive is asked that answers with an error.
+const QUESTIONS: usize = 3;
 
 /// PERSISTENT RESERVE IN, READ RESERVATION.
 #[must_use]
@@ -93,20 +97,36 @@ pub fn held(disks: &[Disk]) -> Vec<String> {
 fn is_held(disk: &Disk) -> bool {
     // A short question, whose asker has its own patience: nobody watches for signs of life.
     let progress = Vital::default().expect("reservations", PATIENCE);
-    let answer = device::open_to_read(disk)
-        .map_err(std::io::Error::other)
-        .and_then(|file| {
-            let drive = OpenDrive {
-                file: &file,
-                disk,
-                progress: &progress,
-            };
-            drive.is_reserved()
-        });
-    answer.unwrap_or_else(|error| {
+    let ask = || {
+        let file = device::open_to_read(disk).map_err(io::Error::other)?;
+        let drive = OpenDrive {
+            file: &file,
+            disk,
+            progress: &progress,
+        };
+        drive.is_reserved()
+    };
+    first_answer(ask).unwrap_or_else(|error| {
         tracing::debug!("{}: no reservations: {error}", disk.path.display());
         false
     })
+}
+
+/// Asks again after an error: what another host has just changed is told as an error of the
+/// next command, once (SPC-5, unit attention).
+fn first_answer(mut ask: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    let mut answer = ask();
+    for _ in 1..QUESTIONS {
+        match answer {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(true),
+            Err(_) => answer = ask(),
+        }
+    }
+    match answer {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
+        answer => answer,
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +140,27 @@ mod tests {
         assert_eq!((report.opcode, report.nsid), (0x0e, 3));
         assert_eq!((report.cdw10, report.cdw11, report.data_len), (15, 0, 64));
         assert_eq!(nvme_report(1, true).cdw11, 1);
+    }
+
+    #[test]
+    fn errors_are_asked_again_and_a_conflict_is_an_answer() {
+        use io::ErrorKind::{Other, ResourceBusy};
+        type Said<'a> = &'a [Result<bool, io::ErrorKind>];
+        let table: [(Said<'_>, Option<bool>, usize); 5] = [
+            (&[Ok(false)], Some(false), 1),
+            (&[Err(Other), Ok(true)], Some(true), 2),
+            (&[Err(ResourceBusy)], Some(true), 1),
+            (&[Err(Other), Err(Other), Err(ResourceBusy)], Some(true), 3),
+            (&[Err(Other), Err(Other), Err(Other)], None, 3),
+        ];
+        for (said, found, questions) in table {
+            let mut asked = 0;
+            let answer = first_answer(|| {
+                asked += 1;
+                said[asked - 1].map_err(io::Error::from)
+            });
+            assert_eq!((answer.ok(), asked), (found, questions), "{said:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Numbers: SBC-4 5.30, SPC-5 6.44 (REPORT SUPPORTED OPERATION CODES) and 4.4 (sense data).
 
+/// Status of a command that another host's reservation keeps out (SAM-5 5.3.1).
+pub const RESERVATION_CONFLICT: u8 = 0x18;
+
 /// Bytes asked of REPORT SUPPORTED OPERATION CODES, and of REQUEST SENSE.
 pub const REPORT_SIZE: usize = 20;
 pub const SENSE_SIZE: usize = 252;

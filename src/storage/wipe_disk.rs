@@ -33,6 +33,8 @@ pub(super) trait Drive {
     fn facts(&self) -> Facts;
     /// Takes one rung, and comes back when it is done.
     fn erase(&self, rung: Rung) -> io::Result<()>;
+    /// A sign of life between slow commands.
+    fn beat(&self) {}
 }
 
 /// Wipes one disk.
@@ -180,7 +182,7 @@ fn stamp_or_revive(
     samples: &[u64],
     rung: Rung,
 ) -> io::Result<Vec<u64>> {
-    let refused = match stamp(file, samples) {
+    let refused = match stamp(drive, file, samples) {
         Ok(stamped) => return Ok(stamped),
         Err(error) => io::Error::other(format!("cannot write a test pattern: {error}")),
     };
@@ -189,7 +191,7 @@ fn stamp_or_revive(
     }
     tracing::warn!("{refused}; taking {rung} unproven first");
     drive.erase(rung)?;
-    stamp(file, samples).map_err(|error| {
+    stamp(drive, file, samples).map_err(|error| {
         io::Error::other(format!(
             "cannot write a test pattern even after it: {error}"
         ))
@@ -198,7 +200,7 @@ fn stamp_or_revive(
 
 /// Writes the pattern to the samples. Answers those that hold it: a bad block is no sample,
 /// but a disk that takes none of them is broken.
-fn stamp(file: &File, samples: &[u64]) -> io::Result<Vec<u64>> {
+fn stamp(drive: &impl Drive, file: &File, samples: &[u64]) -> io::Result<Vec<u64>> {
     let all = samples
         .iter()
         .try_for_each(|offset| file.write_all_at(&[PATTERN; SAMPLE], *offset));
@@ -208,6 +210,8 @@ fn stamp(file: &File, samples: &[u64]) -> io::Result<Vec<u64>> {
     let mut stamped = Vec::new();
     let mut first = None;
     for offset in samples {
+        // A failing disk may try each of them for a minute.
+        drive.beat();
         // Flushed one by one, for an error of write-back names no place.
         match file
             .write_all_at(&[PATTERN; SAMPLE], *offset)

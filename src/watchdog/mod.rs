@@ -146,9 +146,14 @@ fn open_first<T: Timer>(
 ) -> Option<(T, Candidate, u32)> {
     candidates.iter().find_map(|candidate| {
         let opened = open(&candidate.device).and_then(|mut timer| {
-            let timeout = timer.set_timeout(TIMEOUT)?;
-            timer.pet()?;
-            Ok((timer, timeout))
+            let armed = timer
+                .set_timeout(TIMEOUT)
+                .and_then(|timeout| timer.pet().map(|()| timeout));
+            if armed.is_err() {
+                // Opened, it runs; given up, nobody would pet it.
+                let _ = timer.disarm();
+            }
+            armed.map(|timeout| (timer, timeout))
         });
         match opened {
             Ok((timer, timeout)) => Some((timer, candidate.clone(), timeout)),

@@ -110,7 +110,14 @@ impl Vital {
             };
         }
         self.0.seen.store(now, Ordering::Relaxed);
-        for slot in working {
+        for slot in &working {
+            // Parts at work answer for their whole, which may not be silent for as long.
+            let is_whole =
+                |part: &Arc<Slot>| part.whole.as_ref().is_some_and(|w| Arc::ptr_eq(w, slot));
+            if working.iter().any(is_whole) {
+                slot.last.store(now, Ordering::Relaxed);
+                continue;
+            }
             let silence = now.saturating_sub(slot.last.load(Ordering::Relaxed));
             if silence > slot.longest.load(Ordering::Relaxed).min(cap) {
                 return Verdict::Silent {
@@ -252,6 +259,24 @@ mod tests {
         drop(stuck);
         // The part's sign of life was the whole's as well.
         assert_eq!(silent(&vital), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_may_be_silent_for_longer_than_its_whole() {
+        let vital = Vital::default();
+        let step = vital.expect("wipe", 10 * SECOND);
+        let erase = step.part(10 * SECOND);
+        erase.begin(3600 * SECOND);
+        for _ in 0..360 {
+            advance(10 * SECOND).await;
+            assert_eq!(silent(&vital), None);
+        }
+        advance(SECOND).await;
+        assert_eq!(silent(&vital), Some("wipe"));
+        drop(erase);
+        assert_eq!(silent(&vital), None);
+        advance(11 * SECOND).await;
+        assert_eq!(silent(&vital), Some("wipe"));
     }
 
     #[tokio::test(start_paused = true)]
