@@ -18,6 +18,7 @@ fn a_unified_kernel_image_leads_to_a_running_system() {
     let url = bed.publish("tiny", &Image::built("tiny"));
     let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
     guest.wait_for("TINY-OS DONE", 60);
+    assert_no_secret_in_memory(&bed, &guest);
     // The metal.config beside the program was read.
     guest.see("boot medium METAL-HAMMER is sd", 1);
     assert_eq!(bed.standin.events(&bed.machine), GOOD);

@@ -2,8 +2,11 @@
 
 use serde_json::json;
 
+use crate::common::*;
+use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
 use crate::support::guest::Media;
+use crate::support::images::Image;
 use crate::support::media::{self, helper_url};
 use crate::support::services::Helper;
 
@@ -37,7 +40,19 @@ fn usb_cd() {
     starts_from("medium_usb_cd", Media::UsbCd);
 }
 
+/// The stick is a disk as well, and the first one that the firmware finds: it stays what it is.
 #[test]
-fn usb_stick() {
-    starts_from("medium_usb_stick", Media::UsbStick);
+fn usb_stick_to_a_running_system() {
+    let bed = Bed::plan("medium_usb_stick").start();
+    let config = json!({"boot_helper_url": helper_url()});
+    let machine = bed.machine(
+        media::iso(&bed.dir, &config, Media::UsbStick),
+        vec![used_disk(&bed, "disk")],
+    );
+    let url = bed.publish("tiny", &Image::built("tiny"));
+    let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
+    guest.wait_for("TINY-OS DONE", 60);
+    guest.see("is left alone: the medium booted from", 1);
+    assert_no_secret_in_memory(&bed, &guest);
+    assert_eq!(bed.standin.events(&bed.machine), GOOD);
 }
