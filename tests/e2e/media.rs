@@ -14,7 +14,9 @@ fn a_unified_kernel_image_leads_to_a_running_system() {
     let bed = Bed::plan("media_uki").start();
     let config = json!({"boot_helper_url": helper_url(), "hostname": "from-the-uki"});
     let iso = media::iso_as(&bed.dir, &config, Media::UsbStick, &["--uki"]);
-    let machine = bed.machine(iso, vec![used_disk(&bed, "disk")]);
+    let mut machine = bed.machine(iso, vec![used_disk(&bed, "disk")]);
+    // The memory stays as it is after the power-off.
+    machine.extra = vec!["-no-shutdown".to_owned()];
     let url = bed.publish("tiny", &Image::built("tiny"));
     let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
     guest.wait_for("TINY-OS DONE", 60);

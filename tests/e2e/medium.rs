@@ -45,10 +45,12 @@ fn usb_cd() {
 fn usb_stick_to_a_running_system() {
     let bed = Bed::plan("medium_usb_stick").start();
     let config = json!({"boot_helper_url": helper_url()});
-    let machine = bed.machine(
+    let mut machine = bed.machine(
         media::iso(&bed.dir, &config, Media::UsbStick),
         vec![used_disk(&bed, "disk")],
     );
+    // The memory stays as it is after the power-off.
+    machine.extra = vec!["-no-shutdown".to_owned()];
     let url = bed.publish("tiny", &Image::built("tiny"));
     let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
     guest.wait_for("TINY-OS DONE", 60);
