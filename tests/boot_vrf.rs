@@ -244,18 +244,12 @@ fn machines_reach_what_they_boot_from_and_nothing_else() {
     let call =
         format!("http://[{SERVICE}]:{APISERVER_PORT}/metalstack.infra.v2.BootService/SendEvent");
     let bearer = format!("Authorization: Bearer {token}");
-    let answer = fabric.curl(
-        0,
-        &[
-            "-H",
-            &bearer,
-            "-H",
-            "Content-Type: application/json",
-            "-d",
-            &event.to_string(),
-            &call,
-        ],
-    );
+    let event = event.to_string();
+    let send = || {
+        let json = "Content-Type: application/json";
+        fabric.curl(0, &["-H", &bearer, "-H", json, "-d", &event, &call])
+    };
+    let answer = send();
     assert!(
         answer.status.success(),
         "{}",
@@ -316,20 +310,8 @@ fn machines_reach_what_they_boot_from_and_nothing_else() {
         fabric.curl(0, &[&alive]).status.success(),
         "the helper without the leak"
     );
-    let answer = fabric.curl(
-        0,
-        &[
-            "-H",
-            &bearer,
-            "-H",
-            "Content-Type: application/json",
-            "-d",
-            &event.to_string(),
-            &call,
-        ],
-    );
     assert!(
-        !answer.status.success(),
+        !send().status.success(),
         "the apiserver is reached without the leak"
     );
 }
