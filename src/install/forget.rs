@@ -2,7 +2,7 @@
 //!
 //! A kexec clears nothing: the next OS can read every page that it has not used yet. So the program
 //! becomes another, which only does the kexec; the kernel takes all pages and buffers of the old one
-//! back, and zeroes them with `init_on_free=1` on its command line.
+//! back, and zeroes them (`CONFIG_INIT_ON_FREE_DEFAULT_ON`).
 
 use std::ffi::CStr;
 use std::fs;

@@ -38,7 +38,7 @@ pub fn direct(more: &str) -> Start {
     Start::Direct {
         kernel: part("vmlinuz"),
         initrd: part("initrd.img"),
-        append: format!("{CONSOLE} {NO_TIMER_CHECK} init_on_free=1 {more}"),
+        append: format!("{CONSOLE} {NO_TIMER_CHECK} {more}"),
     }
 }
 
