@@ -3,6 +3,7 @@
 mod faithful;
 mod hostile;
 mod http;
+mod server;
 
 use std::io::Write;
 
