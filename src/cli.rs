@@ -293,7 +293,8 @@ impl ImageArgs {
             limit: self.max_gib.saturating_mul(1 << 30),
             ..ImageSource::new(self.url.clone())
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+        // All that waits is one download; its chunks would only travel between workers.
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         Ok((runtime, http::download_client(trust)?, source))

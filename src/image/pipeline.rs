@@ -20,8 +20,8 @@ use super::unpack::{self, Counters};
 use super::{Begun, Summary, decode};
 
 /// Places in each channel. A network chunk is at most some 400 kB (hyper's read buffer),
-/// a decoded buffer 256 kB, so everything under way stays below 12 MiB.
-const CHANNEL: usize = 8;
+/// a decoded buffer 512 kB, so everything under way stays below 9 MiB.
+const CHANNEL: usize = 4;
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
