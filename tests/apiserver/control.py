@@ -30,6 +30,7 @@ async def obey(state: State, order: dict) -> dict:
             return {"allocation": uuid}
         case "clear":
             state.allocations.pop(_machine(order), None)
+            state.keep()
             return {}
         case "error":
             code, status = order.get("code"), order.get("status")

@@ -166,6 +166,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--partition", default="test-part")
     parser.add_argument("--switch", action="append", default=[], help="a known switch (twice); default leaf01, leaf02")
     parser.add_argument("--wait-seconds", type=float, default=60.0, help="cut every Wait after this time")
+    parser.add_argument("--state", type=Path, help="file with what must survive a kill; go on from it when it is there")
     parser.add_argument("--tls-cert", help="PEM chain; with --tls-key: HTTPS instead of HTTP")
     parser.add_argument("--tls-key")
     return parser.parse_args(argv)
@@ -179,6 +180,8 @@ async def run(options: argparse.Namespace) -> None:
     settings = Settings(options.partition, options.switch or ["leaf01", "leaf02"], options.wait_seconds)
     state = State(settings)
     state.tokens[secret] = TokenRow(INFRA, None, float("inf"))
+    if options.state:
+        state.remember(options.state)
     config = Config()
     config.bind = [options.listen]
     config.keep_alive_timeout = 10.0  # the real server closes idle connections after 10 s

@@ -129,6 +129,7 @@ class Boot(Gate):
                 Code.FAILED_PRECONDITION, f"switches {unknown} are not known in partition {settings.partition}"
             )
         self.state.machines[request.uuid.lower()] = to_json(request)
+        self.state.keep()
         return boot_pb2.BootServiceRegisterResponse(
             uuid=request.uuid, size="v1-small-x86", partition=request.partition
         )

@@ -13,7 +13,8 @@ import json
 import secrets
 import time
 import uuid as uuidlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import protovalidate
 from connectrpc.code import Code
@@ -75,12 +76,42 @@ class State:
     extras: dict[str, dict] = field(default_factory=dict)
     errors: dict[str, ErrorMode] = field(default_factory=dict)
     record: list[dict] = field(default_factory=list)
+    file: Path | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def notify(self) -> None:
         """Wake every Wait stream and every awaiting test."""
         async with self.changed:
             self.changed.notify_all()
+
+    # --- what survives a kill ----------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Write what the real server has in its database: machine tokens, machines, allocations."""
+        if self.file is None:
+            return
+        kept = {
+            "tokens": {secret: asdict(token) for secret, token in self.tokens.items() if token.kind == MACHINE},
+            "machines": self.machines,
+            "allocations": {
+                machine: to_json(message) | self.extras.get(message.uuid, {})
+                for machine, message in self.allocations.items()
+            },
+        }
+        new = self.file.with_suffix(".new")
+        new.touch(0o600)
+        new.write_text(json.dumps(kept))
+        new.replace(self.file)
+
+    def remember(self, file: Path) -> None:
+        """Go on where another process that kept its state in `file` was ended; keep it there from now on."""
+        if file.exists():
+            kept = json.loads(file.read_text())
+            self.tokens |= {secret: Token(**token) for secret, token in kept["tokens"].items()}
+            self.machines |= kept["machines"]
+            for machine, given in kept["allocations"].items():
+                self.allocate(machine, given)
+        self.file = file
 
     # --- tokens -----------------------------------------------------------------------------
 
@@ -90,6 +121,7 @@ class State:
         secret = f"machine-secret-{secrets.token_urlsafe(24)}"
         expires = time.time() + life
         self.tokens[secret] = Token(MACHINE, machine.lower(), expires)
+        self.keep()
         return secret, expires
 
     def revoke(self, machine: str) -> int:
@@ -97,6 +129,7 @@ class State:
         doomed = [s for s, t in self.tokens.items() if t.machine == machine.lower()]
         for secret in doomed:
             del self.tokens[secret]
+        self.keep()
         return len(doomed)
 
     def revoke_one(self, token: Token, id: str) -> None:
@@ -104,6 +137,7 @@ class State:
         for secret, other in self.tokens.items():
             if other.id == id and (other.kind, other.machine) == (token.kind, token.machine):
                 del self.tokens[secret]
+                self.keep()
                 return
         raise ConnectError(Code.NOT_FOUND, f"no token with id {id} belongs to this user")
 
@@ -140,6 +174,7 @@ class State:
             raise Refused("allocation has no uuid")
         self.allocations[machine.lower()] = message
         self.extras[message.uuid] = extra
+        self.keep()
         return message.uuid
 
     # --- errors on order --------------------------------------------------------------------

@@ -78,14 +78,19 @@ class Standin(unittest.TestCase):
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
             self.port = probe.getsockname()[1]
-        control = os.path.join(self.dir.name, "control")
-        command = [sys.executable, str(HERE / "server.py"), "--listen", f"[::1]:{self.port}"]
-        command += ["--control", control, "--infra-token-file", str(token), "--wait-seconds", "1.5"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.addCleanup(self.stop)
+        self.control = os.path.join(self.dir.name, "control")
+        self.command = [sys.executable, str(HERE / "server.py"), "--listen", f"[::1]:{self.port}"]
+        self.command += ["--control", self.control, "--infra-token-file", str(token), "--wait-seconds", "1.5"]
+        self.command += ["--state", os.path.join(self.dir.name, "state")]
+        self.start()
+
+    def start(self) -> None:
+        process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = process
+        self.addCleanup(self.stop, process)
         self.wait_until_listening()
         self.handle = socket.socket(socket.AF_UNIX)
-        self.handle.connect(control)
+        self.handle.connect(self.control)
         self.addCleanup(self.handle.close)
         self.lines = self.handle.makefile("r")
         self.addCleanup(self.lines.close)
@@ -102,9 +107,9 @@ class Standin(unittest.TestCase):
                 time.sleep(0.05)
         self.fail("the stand-in does not listen")
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.log = self.process.communicate(timeout=10)[0]
+    def stop(self, process: subprocess.Popen) -> None:
+        process.terminate()
+        process.communicate(timeout=10)
 
     def order(self, **order) -> dict:
         self.handle.sendall(json.dumps(order).encode() + b"\n")
@@ -261,6 +266,17 @@ class Standin(unittest.TestCase):
         answer = self.order(do="allocate", uuid=MACHINE, allocation=allocation(hostname="not a host"))
         self.assertFalse(answer["ok"])
         self.assertIn("hostname", answer["error"])
+
+    def test_a_kill_loses_no_token_and_no_allocation(self) -> None:
+        mine, revoked = self.token(), self.token(OTHER)
+        self.order(do="revoke", uuid=OTHER)
+        self.order(do="allocate", uuid=MACHINE, allocation=allocation(reinstall=True))
+        self.process.kill()
+        self.process.wait(10)
+        self.start()
+        (_, message), _ = self.envelopes(self.wait(mine).getresponse().read())
+        self.assertEqual((message["allocation"]["uuid"], message["allocation"]["reinstall"]), (OTHER, True))
+        self.assertEqual(self.call("SuperUserPassword", {"uuid": OTHER}, revoked)[1]["code"], "unauthenticated")
 
     # --- events, errors, record -------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -9,10 +11,12 @@ use serde_json::json;
 use crate::schedule::{Fault, PHASES, Planned, Schedule};
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
-use crate::support::disk::{Bus, Disk};
-use crate::support::guest::{End, Guest, Media, Order};
+use crate::support::disk::{Bus, Disk, Store};
+use crate::support::guest::{BrokenDisk, End, Guest, Media, Order};
 use crate::support::images::Image;
 use crate::support::media::{self, helper_url};
+use crate::support::netns::LEAVES;
+use crate::support::wire::{Rules, Weather, Wiring};
 
 /// From the end of the last fault to the installed OS, at most.
 pub const BOUND: Duration = Duration::from_secs(8 * 60);
@@ -32,10 +36,14 @@ const REPORTED: [&str; 3] = [
 /// What a run that ended well was like.
 pub struct Report {
     pub seconds: u64,
+    /// From the end of the last fault to the OS.
+    pub after: u64,
     pub starts: usize,
     pub failures: usize,
     /// Faults that happened; the others' phase never came.
     pub happened: usize,
+    /// The faults and what became of each.
+    pub faults: Vec<String>,
 }
 
 /// A fault on its way.
@@ -44,6 +52,19 @@ struct Coming {
     /// When its phase began.
     due: Option<Instant>,
     state: State,
+    /// What it can be counted by, when it began, and then what it has hit.
+    hits: Option<u64>,
+}
+
+impl Coming {
+    fn story(&self) -> String {
+        let became = match (self.state, self.hits) {
+            (State::Waiting, _) => "never".to_owned(),
+            (_, Some(hits)) => format!("{hits} hits"),
+            (_, None) => "happened".to_owned(),
+        };
+        format!("{} = {became}", self.planned)
+    }
 }
 
 #[derive(PartialEq, Eq, Clone, Copy)]
@@ -60,6 +81,7 @@ enum State {
 pub fn run(schedule: &Schedule) -> Result<Report, String> {
     let mut run = Run::start(schedule);
     let result = run.drive();
+    run.answer_again();
     run.bed.save_record();
     result
 }
@@ -75,6 +97,14 @@ struct Run {
     calm: Instant,
     data: Disk,
     disk: Disk,
+    /// What `disk` lies on.
+    store: Store,
+    weather: Arc<Weather>,
+    /// `disk` while its requests fail.
+    broken: Option<BrokenDisk>,
+    /// Requests of disks that failed in starts that are over.
+    disk_errors: usize,
+    seed: u64,
     clock: Option<&'static str>,
     /// What the consoles of all starts said.
     consoles: Vec<String>,
@@ -83,7 +113,8 @@ struct Run {
 impl Run {
     fn start(schedule: &Schedule) -> Self {
         let bed = Bed::plan(&format!("faults-{}", schedule.seed)).start();
-        let disk = Disk::with_pattern(&bed.dir, "disk", Bus::Virtio, 512);
+        let store = Store::mount(bed.dir.join("store"), 640);
+        let disk = Disk::with_pattern(&store.dir, "disk", Bus::Virtio, 512);
         let data = Disk::with_pattern(&bed.dir, "data", Bus::Virtio, 64);
         let image = Image::built("tiny");
         let url = bed.publish("tiny", &image);
@@ -100,10 +131,12 @@ impl Run {
             planned,
             due: None,
             state: State::Waiting,
+            hits: None,
         });
         Self {
             allocated: !schedule.waits,
             coming: coming.collect(),
+            seed: schedule.seed,
             clock: schedule.clock,
             begin: Instant::now(),
             calm: Instant::now(),
@@ -113,6 +146,10 @@ impl Run {
             image,
             data,
             disk,
+            store,
+            weather: Arc::default(),
+            broken: None,
+            disk_errors: 0,
         }
     }
 
@@ -129,6 +166,12 @@ impl Run {
         let mut machine = self.bed.machine(start, disks);
         machine.order = Some(Order::MediaFirst);
         machine.extra = vec!["-device".into(), "i6300esb".into()];
+        machine.drive_words = ",werror=report,rerror=report";
+        machine.wiring = Some(Wiring {
+            namespace: self.bed.netns().name().to_owned(),
+            weather: Arc::clone(&self.weather),
+            seed: self.seed,
+        });
         if let Some(clock) = self.clock {
             machine
                 .extra
@@ -137,14 +180,17 @@ impl Run {
         for number in 1..=MAX_STARTS {
             machine.name = format!("start-{number:02}");
             let mut guest = self.bed.power_on(&machine);
+            self.go_on(&guest);
             let booted = self.follow(&mut guest)?;
             self.consoles.push(guest.text());
+            self.disk_errors += guest.disk_errors();
             if booted {
+                let after = self.calm.elapsed();
                 drop(guest);
                 if self.data.hash() != data {
                     return Err("a disk that must not be written was".to_owned());
                 }
-                return self.judge(number);
+                return self.judge(number, after);
             }
         }
         Err(format!("{MAX_STARTS} starts, and the OS does not run"))
@@ -157,20 +203,18 @@ impl Run {
             if text.contains(BOOTED) {
                 return Ok(true);
             }
-            if !self.allocated && text.contains("waiting for an allocation") {
+            let can_order = !self.acts_on("apiserver");
+            if !self.allocated && can_order && text.contains("waiting for an allocation") {
                 self.bed.allocate(&self.allocation);
                 self.allocated = true;
             }
             if let Some(end) = guest.ended() {
                 self.guest_is_gone();
                 return match end {
-                    End::Reset => match text.contains("FAILED: ")
-                        || text.contains("booting its disk")
-                        || text.contains("booting the disk by a reset instead")
-                    {
-                        true => Ok(false),
-                        false => Err("a reset that nobody told why".to_owned()),
-                    },
+                    End::Reset if is_explained(&text) => Ok(false),
+                    // What was installed is no business of the agent's.
+                    End::Reset if guest.disk_errors() > 0 && is_in_the_os(&text) => Ok(false),
+                    End::Reset => Err("a reset that nobody told why".to_owned()),
                     // The reset button.
                     End::Other => Ok(false),
                     End::PowerOff => Err("the machine powered itself off".to_owned()),
@@ -195,40 +239,42 @@ impl Run {
     fn faults(&mut self, guest: &Guest, text: &str) -> bool {
         let now = Instant::now();
         for index in 0..self.coming.len() {
-            let Coming {
-                planned,
-                due,
-                state,
-            } = &mut self.coming[index];
-            match *state {
+            let Planned {
+                fault,
+                phase,
+                after,
+                lasts,
+            } = self.coming[index].planned;
+            match self.coming[index].state {
                 State::Waiting => {
-                    let (_, words) = PHASES[planned.phase];
+                    let (_, words) = PHASES[phase];
+                    let due = &mut self.coming[index].due;
                     if due.is_none() && text.contains(words) {
-                        *due = Some(now + planned.after);
+                        *due = Some(now + after);
                     }
-                    if due.is_none_or(|due| now < due) {
+                    if due.is_none_or(|due| now < due)
+                        || fault.works_on().is_some_and(|what| self.acts_on(what))
+                    {
                         continue;
                     }
-                    let fault = planned.fault;
-                    *state = State::Acting(now + planned.lasts);
+                    self.coming[index].state = match fault {
+                        Fault::PowerCut | Fault::Reset | Fault::TokensRevoked => State::Over,
+                        _ => State::Acting(now + lasts),
+                    };
                     self.calm = now;
+                    self.coming[index].hits = self.count(fault, Some(guest));
                     match fault {
-                        Fault::PowerCut | Fault::Reset => {
-                            self.coming[index].state = State::Over;
-                            if fault == Fault::Reset {
-                                guest.control("system_reset", json!({}));
-                                continue;
-                            }
-                            return true;
-                        }
+                        Fault::PowerCut => return true,
+                        Fault::Reset => told(guest, guest.try_control("system_reset", json!({}))),
                         fault => self.begin_fault(guest, fault),
                     }
                 }
                 State::Acting(until) if now >= until => {
-                    let fault = planned.fault;
-                    *state = State::Over;
-                    self.calm = now;
+                    self.coming[index].hits = self.hits(index, Some(guest));
                     self.end_fault(guest, fault);
+                    self.coming[index].state = State::Over;
+                    // What ends a fault may take its time.
+                    self.calm = Instant::now();
                 }
                 State::Acting(_) | State::Over => {}
             }
@@ -236,20 +282,78 @@ impl Run {
         false
     }
 
-    /// What was done to the guest itself ends with it.
-    fn guest_is_gone(&mut self) {
-        for it in &mut self.coming {
-            let own = matches!(
-                it.planned.fault,
-                Fault::Cable(_) | Fault::Delay(_) | Fault::DiskSlow(_)
-            );
-            if own && matches!(it.state, State::Acting(_)) {
-                it.state = State::Over;
-                self.calm = Instant::now();
+    fn acting(&self) -> impl Iterator<Item = Fault> {
+        self.coming
+            .iter()
+            .filter(|it| matches!(it.state, State::Acting(_)))
+            .map(|it| it.planned.fault)
+    }
+
+    fn acts_on(&self, what: &str) -> bool {
+        self.acting().any(|fault| fault.works_on() == Some(what))
+    }
+
+    /// A counter that a fault drives, whatever it was before.
+    fn count(&self, fault: Fault, guest: Option<&Guest>) -> Option<u64> {
+        let counts = &self.weather.counts;
+        Some(match fault {
+            Fault::Loss(_) => counts.lost.load(Relaxed),
+            Fault::Delay(_) => counts.delayed.load(Relaxed),
+            Fault::Reorder(_) => counts.overtaken.load(Relaxed),
+            Fault::Duplicate(_) => counts.doubled.load(Relaxed),
+            Fault::DiskErrors(..) | Fault::DiskFull => {
+                let now = guest.map_or(0, Guest::disk_errors);
+                (self.disk_errors + now) as u64
             }
-            // Its phase has to come again.
+            Fault::ConnectionsReset(_) => {
+                let tables = self.bed.run("nft", &["list", "ruleset"]);
+                let packets = tables.split("counter packets ").nth(1);
+                let packets = packets.and_then(|rest| rest.split(' ').next()?.parse().ok());
+                packets.unwrap_or(0)
+            }
+            _ => return None,
+        })
+    }
+
+    /// What an acting fault has hit by now.
+    fn hits(&self, index: usize, guest: Option<&Guest>) -> Option<u64> {
+        let it = &self.coming[index];
+        let now = self.count(it.planned.fault, guest)?;
+        Some(now - it.hits?)
+    }
+
+    /// What waited for a phase of this start waits for the next one's.
+    fn guest_is_gone(&mut self) {
+        self.broken = None;
+        for it in &mut self.coming {
             if it.state == State::Waiting {
                 it.due = None;
+            }
+        }
+    }
+
+    /// What was done to the machine itself is done to the new one too, until its time is over.
+    fn go_on(&mut self, guest: &Guest) {
+        let own = |fault: &Fault| {
+            matches!(
+                fault,
+                Fault::Cable(_) | Fault::DiskSlow(_) | Fault::DiskErrors(..)
+            )
+        };
+        let own: Vec<Fault> = self.acting().filter(own).collect();
+        for fault in own {
+            self.begin_fault(guest, fault);
+        }
+    }
+
+    /// The apiserver answers, whatever was done to it.
+    fn answer_again(&mut self) {
+        let acting: Vec<Fault> = self.acting().collect();
+        for fault in acting {
+            match fault {
+                Fault::ApiserverHangs => self.bed.signal("apiserver", libc::SIGCONT),
+                Fault::ApiserverDies => self.bed.revive("apiserver"),
+                _ => {}
             }
         }
     }
@@ -257,9 +361,18 @@ impl Run {
     fn begin_fault(&mut self, guest: &Guest, fault: Fault) {
         match fault {
             Fault::NoRouter => self.bed.kill("radvd"),
-            Fault::Cable(number) => guest.set_cable(number, false),
+            Fault::Cable(number) => told(guest, guest.try_set_cable(number, false)),
             Fault::HelperDies => self.bed.kill("metal-boot"),
             Fault::ApiserverHangs => self.bed.signal("apiserver", libc::SIGSTOP),
+            Fault::ApiserverDies => {
+                self.bed.save_record();
+                let record = self.bed.dir.join("record.json");
+                let _ = fs::rename(
+                    &record,
+                    record.with_file_name("record-before-the-kill.json"),
+                );
+                self.bed.kill("apiserver");
+            }
             Fault::ApiserverFails(method, status) => {
                 self.bed.standin.order(
                     json!({"do": "error", "method": method, "status": status, "message": "campaign"}),
@@ -271,77 +384,103 @@ impl Run {
                     .standin
                     .order(json!({"do": "revoke", "uuid": machine}));
             }
+            Fault::TokensShort(seconds) => {
+                self.bed.standin.set(json!({"token_seconds": seconds}));
+            }
             Fault::ImageServerDies => self.bed.kill("nginx"),
+            Fault::ImageDrips(rate) => {
+                self.bed.kill("nginx");
+                self.bed.revive_dripping(rate);
+            }
             Fault::ImageDamaged => {
                 // The checksum stays that of the good one.
                 let damaged = self.image.clone().with_flipped_byte(100_000);
                 self.bed.publish("tiny", &damaged);
             }
-            Fault::Loss(percent) => {
+            Fault::ConnectionsReset(permille) => {
                 let rules = format!(
                     "add table inet faults; \
-                     add chain inet faults out {{ type filter hook output priority 0; }}; \
-                     add rule inet faults out numgen random mod 100 < {percent} drop"
+                     add chain inet faults in {{ type filter hook input priority 0; }}; \
+                     add rule inet faults in iifname \"tap*\" meta l4proto tcp \
+                     numgen random mod 1000 < {permille} counter reject with tcp reset"
                 );
                 self.bed.run("nft", &[&rules]);
             }
-            Fault::Delay(ms) => {
-                for number in 0..2 {
-                    guest.control(
-                        "object-add",
-                        json!({"qom-type": "filter-buffer", "id": format!("delay{number}"),
-                               "netdev": format!("net{number}"), "queue": "all",
-                               "interval": ms * 1000}),
-                    );
-                }
-            }
+            Fault::Loss(percent) => self.weather.change(|rules| rules.lost = percent),
+            Fault::Delay(ms) => self.weather.change(|rules| rules.delayed = ms),
+            Fault::Reorder(percent) => self.weather.change(|rules| rules.overtaken = percent),
+            Fault::Duplicate(percent) => self.weather.change(|rules| rules.doubled = percent),
             Fault::Narrow(kbit) => {
-                for tap in ["tap0", "tap1"] {
+                for leaf in &LEAVES {
                     let rule = format!(
-                        "qdisc add dev {tap} root tbf rate {kbit}kbit burst 16kb latency 500ms"
+                        "qdisc add dev {} root tbf rate {kbit}kbit burst 16kb latency 500ms",
+                        leaf.tap
                     );
                     self.bed
                         .run("tc", &rule.split_whitespace().collect::<Vec<_>>());
                 }
             }
-            Fault::DiskSlow(iops) => throttle(guest, iops),
+            Fault::DiskSlow(iops) => told(guest, throttle(guest, iops)),
+            Fault::DiskErrors(kind, times) => {
+                let times = (times > 0).then_some(times as usize);
+                match guest.break_disk(0, kind, times) {
+                    Ok(broken) => self.broken = Some(broken),
+                    failed => told(guest, failed.map(drop)),
+                }
+            }
+            Fault::DiskFull => self.store.fill(),
             Fault::PowerCut | Fault::Reset => {}
         }
     }
 
     fn end_fault(&mut self, guest: &Guest, fault: Fault) {
+        let calm = Rules::default();
         match fault {
             Fault::NoRouter => self.bed.revive("radvd"),
             Fault::HelperDies => self.bed.revive("metal-boot"),
             Fault::ApiserverHangs => self.bed.signal("apiserver", libc::SIGCONT),
+            Fault::ApiserverDies => self.bed.revive("apiserver"),
             Fault::ApiserverFails(..) => {
                 self.bed.standin.order(json!({"do": "clear_errors"}));
             }
+            Fault::TokensShort(_) => self.bed.standin.set(json!({"token_seconds": null})),
             Fault::ImageServerDies => self.bed.revive("nginx"),
+            Fault::ImageDrips(_) => {
+                self.bed.kill("nginx");
+                self.bed.revive("nginx");
+            }
             Fault::ImageDamaged => {
                 self.bed.publish("tiny", &self.image);
             }
-            Fault::Loss(_) => {
+            Fault::ConnectionsReset(_) => {
                 self.bed.run("nft", &["delete table inet faults"]);
             }
+            Fault::Loss(_) => self.weather.change(|rules| rules.lost = calm.lost),
+            Fault::Delay(_) => self.weather.change(|rules| rules.delayed = calm.delayed),
+            Fault::Reorder(_) => self
+                .weather
+                .change(|rules| rules.overtaken = calm.overtaken),
+            Fault::Duplicate(_) => self.weather.change(|rules| rules.doubled = calm.doubled),
             Fault::Narrow(_) => {
-                for tap in ["tap0", "tap1"] {
-                    self.bed.run("tc", &["qdisc", "del", "dev", tap, "root"]);
+                for leaf in &LEAVES {
+                    self.bed
+                        .run("tc", &["qdisc", "del", "dev", leaf.tap, "root"]);
                 }
             }
-            Fault::Cable(number) => guest.set_cable(number, true),
-            Fault::Delay(_) => {
-                for number in 0..2 {
-                    guest.control("object-del", json!({"id": format!("delay{number}")}));
+            Fault::Cable(number) => told(guest, guest.try_set_cable(number, true)),
+            Fault::DiskSlow(_) => told(guest, throttle(guest, 0)),
+            Fault::DiskErrors(..) => {
+                if let Some(broken) = self.broken.take() {
+                    told(guest, guest.mend_disk(&broken));
                 }
             }
-            Fault::DiskSlow(_) => throttle(guest, 0),
+            Fault::DiskFull => self.store.relieve(),
             Fault::TokensRevoked | Fault::PowerCut | Fault::Reset => {}
         }
     }
 
     /// The OS runs: was everything on the way as it should be?
-    fn judge(&self, starts: usize) -> Result<Report, String> {
+    fn judge(&mut self, starts: usize, after: Duration) -> Result<Report, String> {
         let digest = self.image.md5.clone().unwrap_or_default();
         let digest = digest.split_whitespace().next().unwrap_or_default();
         let mut failures = 0;
@@ -367,8 +506,15 @@ impl Run {
         if verified == 0 {
             return Err("an OS runs that was never verified".to_owned());
         }
+        for index in 0..self.coming.len() {
+            if matches!(self.coming[index].state, State::Acting(_)) {
+                self.coming[index].hits = self.hits(index, None);
+            }
+        }
         Ok(Report {
             seconds: self.begin.elapsed().as_secs(),
+            after: after.as_secs(),
+            faults: self.coming.iter().map(Coming::story).collect(),
             starts,
             failures,
             happened: self
@@ -389,12 +535,36 @@ impl Run {
     }
 }
 
-fn throttle(guest: &Guest, iops: u64) {
-    guest.control(
+/// Whether the agent said what a reset is for.
+fn is_explained(text: &str) -> bool {
+    [
+        "FAILED: ",
+        "booting its disk",
+        "booting the disk by a reset instead",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
+}
+
+/// Whether the kernel that was installed has started.
+fn is_in_the_os(text: &str) -> bool {
+    text.lines()
+        .any(|line| line.contains("Kernel command line: ") && line.contains("tiny.boot="))
+}
+
+/// A machine that ends at the same moment cannot be told anything, and need not be.
+fn told(guest: &Guest, result: Result<(), String>) {
+    if let Err(error) = result {
+        assert!(guest.is_ending(), "{error}");
+    }
+}
+
+fn throttle(guest: &Guest, iops: u64) -> Result<(), String> {
+    guest.try_control(
         "block_set_io_throttle",
         json!({"device": "disk0", "bps": 0, "bps_rd": 0, "bps_wr": 0,
                "iops": iops, "iops_rd": 0, "iops_wr": 0}),
-    );
+    )
 }
 
 /// Where a run's files are.

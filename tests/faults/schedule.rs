@@ -37,22 +37,38 @@ pub enum Fault {
     HelperDies,
     /// The apiserver is there and does not answer.
     ApiserverHangs,
+    /// The apiserver is killed, and started again.
+    ApiserverDies,
     /// A method is answered with a bare HTTP status.
     ApiserverFails(&'static str, u16),
     /// The machine's tokens are revoked.
     TokensRevoked,
+    /// Tokens that are given out live so many seconds.
+    TokensShort(u64),
     /// The image server is killed, and started again.
     ImageServerDies,
     /// The image has a wrong byte.
     ImageDamaged,
-    /// Packets to the machine are lost, percent.
+    /// The image server sends so many bytes a second; what was open breaks.
+    ImageDrips(u64),
+    /// TCP connections of the services are reset, at so many of a thousand packets.
+    ConnectionsReset(u64),
+    /// Packets from and to the machine are lost, percent.
     Loss(u64),
-    /// Packets wait up to so many milliseconds.
+    /// Packets from and to the machine wait up to so many milliseconds each.
     Delay(u64),
+    /// Packets from and to the machine are overtaken by others, percent.
+    Reorder(u64),
+    /// Packets from and to the machine come twice, percent.
+    Duplicate(u64),
     /// The way to the machine is narrow, kbit/s.
     Narrow(u64),
     /// The disk serves so few requests a second.
     DiskSlow(u64),
+    /// So many reads or writes of the disk fail; 0: all.
+    DiskErrors(&'static str, u64),
+    /// Nothing more fits below the disk: what it did not hold yet cannot be written.
+    DiskFull,
     /// The plug is pulled.
     PowerCut,
     /// The reset button is pressed.
@@ -82,6 +98,28 @@ pub struct Planned {
     pub after: Duration,
     /// How long it lasts.
     pub lasts: Duration,
+}
+
+impl Fault {
+    /// What two faults must not do at once: the second one waits until the first is over.
+    pub fn works_on(self) -> Option<&'static str> {
+        match self {
+            Self::ApiserverHangs
+            | Self::ApiserverDies
+            | Self::ApiserverFails(..)
+            | Self::TokensRevoked
+            | Self::TokensShort(_) => Some("apiserver"),
+            Self::ImageServerDies | Self::ImageDrips(_) => Some("image server"),
+            Self::DiskErrors(..) | Self::DiskFull => Some("disk"),
+            _ => None,
+        }
+    }
+
+    /// Its name, without numbers.
+    pub fn kind(self) -> String {
+        let text = format!("{self:?}");
+        text.split('(').next().unwrap_or_default().to_owned()
+    }
 }
 
 impl fmt::Display for Planned {
@@ -146,8 +184,9 @@ impl Schedule {
     }
 }
 
+/// A change here changes every seed: results before it say nothing about seeds after it.
 fn fault(dice: &mut Dice) -> Fault {
-    match dice.range(0, 13) {
+    match dice.range(0, 21) {
         0 => Fault::NoRouter,
         1 => Fault::Cable(dice.range(0, 1) as usize),
         2 => Fault::HelperDies,
@@ -164,6 +203,14 @@ fn fault(dice: &mut Dice) -> Fault {
         10 => Fault::Narrow(dice.range(64, 2000)),
         11 => Fault::DiskSlow(dice.range(2, 200)),
         12 => Fault::PowerCut,
-        _ => Fault::Reset,
+        13 => Fault::Reset,
+        14 => Fault::ApiserverDies,
+        15 => Fault::TokensShort(dice.range(3, 30)),
+        16 => Fault::ImageDrips(dice.range(20, 2000)),
+        17 => Fault::ConnectionsReset(dice.range(5, 200)),
+        18 => Fault::Reorder(dice.range(5, 40)),
+        19 => Fault::Duplicate(dice.range(5, 40)),
+        20 => Fault::DiskErrors(dice.one_of(&["read", "write"]), dice.one_of(&[0, 1, 3])),
+        _ => Fault::DiskFull,
     }
 }

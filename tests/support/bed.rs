@@ -107,6 +107,7 @@ impl Plan {
             machine: Uuid::new_v4().to_string(),
             standin: Standin::new(control.clone()),
             control,
+            wait_seconds: self.wait_seconds,
             services,
             ns,
         }
@@ -125,6 +126,7 @@ pub struct Bed {
     token: PathBuf,
     arguments: Vec<String>,
     helper: Helper,
+    wait_seconds: f64,
     services: Vec<Process>,
     ns: Netns,
 }
@@ -225,8 +227,21 @@ impl Bed {
             "radvd" => services::radvd(&self.ns, &self.dir),
             "nginx" => services::nginx(&self.ns, &self.dir, &self.helper),
             "metal-boot" => services::metal_boot(&self.ns, &self.dir, &self.token, &self.arguments),
-            other => panic!("{other} cannot be started again: it would have forgotten everything"),
+            "apiserver" => services::standin(
+                &self.ns,
+                &self.dir,
+                &self.control,
+                &self.token,
+                self.wait_seconds,
+            ),
+            other => panic!("{other} cannot be started again"),
         });
+    }
+
+    /// The image server again, so many bytes a second for each connection.
+    pub fn revive_dripping(&mut self, rate: u64) {
+        let nginx = services::nginx_at(&self.ns, &self.dir, &self.helper, Some(rate));
+        self.services.push(nginx);
     }
 
     /// Sends a service a signal.

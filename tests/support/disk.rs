@@ -4,8 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use sha2::{Digest, Sha256};
+
+use super::process::run;
 
 /// One MiB.
 pub const MIB: u64 = 1 << 20;
@@ -164,5 +167,64 @@ impl Disk {
             .expect("own disk");
         file.seek(SeekFrom::Start(at)).expect("seek own disk");
         file.write_all(bytes).expect("write own disk");
+    }
+}
+
+/// What a disk's file lies on: a small file system that can be filled, so that writes to places
+/// that hold nothing yet fail. Unmounted when dropped.
+pub struct Store {
+    /// Where it is mounted.
+    pub dir: PathBuf,
+}
+
+impl Store {
+    /// Room for `mib` MiB.
+    pub fn mount(dir: PathBuf, mib: u64) -> Self {
+        std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let store = Self { dir };
+        // One that a test which was killed has left.
+        while store.unmount() {}
+        let size = format!("size={mib}m");
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&store.dir));
+        store
+    }
+
+    /// Takes all room that is left.
+    pub fn fill(&self) {
+        let file = File::create(self.ballast()).expect("the ballast");
+        let stat = nix::sys::statvfs::statvfs(&self.dir).expect("statvfs");
+        // In steps: the machine may take some meanwhile.
+        let mut at = 0;
+        let mut step = stat.blocks_available() * stat.fragment_size();
+        while step >= stat.fragment_size() {
+            let length = step / stat.fragment_size() * stat.fragment_size();
+            let whole = nix::fcntl::FallocateFlags::empty();
+            match nix::fcntl::fallocate(&file, whole, at as i64, length as i64) {
+                Ok(()) => at += length,
+                Err(_) => step /= 2,
+            }
+        }
+    }
+
+    /// Gives the room back.
+    pub fn relieve(&self) {
+        let _ = std::fs::remove_file(self.ballast());
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.dir.join("ballast")
+    }
+
+    fn unmount(&self) -> bool {
+        let umount = Command::new("umount").arg(&self.dir).output();
+        umount.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.unmount();
     }
 }

@@ -11,6 +11,7 @@ use super::disk::{Bus, Disk};
 use super::netns::LEAVES;
 use super::process;
 use super::qmp::Qmp;
+use super::wire::{self, Wire, Wiring};
 
 /// Debian's OVMF: code, and the empty variable store that is copied for each test.
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -81,6 +82,10 @@ pub struct Machine {
     pub order: Option<Order>,
     /// The network cards, one on each leaf in turn, by QEMU device (`virtio-net-pci`).
     pub cards: Vec<&'static str>,
+    /// Wires with weather between cards and leaves; `None`: QEMU holds the taps itself.
+    pub wiring: Option<Wiring>,
+    /// More words for each disk's `-drive` (`,werror=report`).
+    pub drive_words: &'static str,
     /// More QEMU arguments.
     pub extra: Vec<String>,
     /// Name of the log files (`NAME.console`, `NAME.qemu`).
@@ -103,6 +108,8 @@ impl Machine {
             secure_boot: false,
             order: None,
             cards: vec!["virtio-net-pci"; LEAVES.len()],
+            wiring: None,
+            drive_words: "",
             extra: Vec::new(),
             name: "guest".to_owned(),
             show: None,
@@ -125,6 +132,11 @@ impl Machine {
             .tempdir_in("/tmp")
             .expect("directory for the QMP socket");
         let qmp_path = sockets.path().join("qmp");
+        let wires = self.wiring.iter().flat_map(|wiring| {
+            let numbers = 0..self.cards.len().min(LEAVES.len());
+            numbers.map(|number| Wire::plug(wiring, sockets.path(), number))
+        });
+        let wires = wires.collect();
         self.arguments(&mut base, &qmp_path);
         let errors = dir.join(format!("{}.qemu", self.name));
         let stderr = std::fs::File::create(&errors)
@@ -152,6 +164,7 @@ impl Machine {
             started: Instant::now(),
             log,
             errors,
+            _wires: wires,
             _sockets: sockets,
         }
     }
@@ -213,10 +226,22 @@ impl Machine {
         }
         for (number, (card, leaf)) in self.cards.iter().zip(&LEAVES).enumerate() {
             let mac = self.mac(number);
-            a(&format!(
-                "-netdev tap,id=net{number},ifname={},script=no,downscript=no",
-                leaf.tap
-            ));
+            a(&match &self.wiring {
+                None => format!(
+                    "-netdev tap,id=net{number},ifname={},script=no,downscript=no",
+                    leaf.tap
+                ),
+                Some(_) => {
+                    let sockets = qmp.parent().expect("a socket in a directory");
+                    let (card, wire) = wire::ends(sockets, number);
+                    format!(
+                        "-netdev dgram,id=net{number},local.type=unix,local.path={},\
+                         remote.type=unix,remote.path={}",
+                        card.display(),
+                        wire.display()
+                    )
+                }
+            });
             // No option ROM: OVMF would try to boot from the network. USB devices have none.
             let rom = if card.starts_with("usb") {
                 ""
@@ -234,7 +259,8 @@ impl Machine {
         }
         for (number, disk) in self.disks.iter().enumerate() {
             a(&format!(
-                "-drive if=none,id=disk{number},format=raw,cache=unsafe,discard=unmap,file={}",
+                "-drive if=none,id=disk{number},format=raw,cache=unsafe,discard=unmap{},file={}",
+                self.drive_words,
                 disk.path.display()
             ));
             // Number 0 is left to the medium.
@@ -317,6 +343,13 @@ pub enum End {
     Other,
 }
 
+/// A disk whose requests fail (`Guest::break_disk`).
+pub struct BrokenDisk {
+    device: serde_json::Value,
+    whole: serde_json::Value,
+    bad: String,
+}
+
 /// A running guest; powered off hard when dropped, with its console shown when the test fails.
 pub struct Guest {
     name: String,
@@ -327,6 +360,7 @@ pub struct Guest {
     started: Instant,
     log: PathBuf,
     errors: PathBuf,
+    _wires: Vec<Wire>,
     _sockets: tempfile::TempDir,
 }
 
@@ -423,11 +457,85 @@ impl Guest {
         );
     }
 
+    /// The same; an error when QEMU is just ending.
+    pub fn try_set_cable(&self, number: usize, plugged: bool) -> Result<(), String> {
+        self.try_control(
+            "set_link",
+            json!({"name": format!("card{number}"), "up": plugged}),
+        )
+    }
+
     /// Gives QEMU a command over QMP.
     pub fn control(&self, command: &str, arguments: serde_json::Value) {
-        self.qmp
-            .execute(command, arguments)
-            .unwrap_or_else(|error| panic!("{command}: {error}"));
+        self.try_control(command, arguments)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same; an error when QEMU refuses it, or is just ending.
+    pub fn try_control(&self, command: &str, arguments: serde_json::Value) -> Result<(), String> {
+        self.qmp.execute(command, arguments).map(drop)
+    }
+
+    /// Whether the machine has ended, or does so in a moment.
+    pub fn is_ending(&self) -> bool {
+        self.qmp.event("SHUTDOWN", Duration::from_secs(5)).is_some()
+    }
+
+    /// Lets requests of disk `number` fail: the first `times` reads or writes (`kind`) from now
+    /// on, or all of them, until [`Self::mend_disk`]. The machine needs `werror=report`.
+    ///
+    /// # Errors
+    /// QEMU refuses it, or is just ending.
+    pub fn break_disk(
+        &self,
+        number: usize,
+        kind: &str,
+        times: Option<usize>,
+    ) -> Result<BrokenDisk, String> {
+        let drives = self.qmp.execute("query-block", json!({}))?;
+        let name = format!("disk{number}");
+        let mut drives = drives.as_array().into_iter().flatten();
+        let drive = drives.find(|drive| drive["device"] == name.as_str());
+        let drive = drive.ok_or_else(|| format!("there is no {name}"))?;
+        let broken = BrokenDisk {
+            device: drive["qdev"].clone(),
+            whole: drive["inserted"]["node-name"].clone(),
+            bad: format!("bad{number}"),
+        };
+        let rule = json!({"event": "none", "iotype": kind, "errno": libc::EIO,
+                          "once": times.is_some()});
+        self.try_control(
+            "blockdev-add",
+            json!({"driver": "blkdebug", "node-name": broken.bad, "image": broken.whole,
+                   "inject-error": vec![rule; times.unwrap_or(1)]}),
+        )?;
+        self.put_drive(&broken.device, &json!(broken.bad))?;
+        Ok(broken)
+    }
+
+    /// Lets them succeed again.
+    ///
+    /// # Errors
+    /// QEMU refuses it, or is just ending.
+    pub fn mend_disk(&self, broken: &BrokenDisk) -> Result<(), String> {
+        self.put_drive(&broken.device, &broken.whole)?;
+        self.try_control("blockdev-del", json!({"node-name": broken.bad}))
+    }
+
+    fn put_drive(
+        &self,
+        device: &serde_json::Value,
+        node: &serde_json::Value,
+    ) -> Result<(), String> {
+        self.try_control(
+            "qom-set",
+            json!({"path": device, "property": "drive", "value": node}),
+        )
+    }
+
+    /// Requests of the disks that failed since power-on.
+    pub fn disk_errors(&self) -> usize {
+        self.qmp.events("BLOCK_IO_ERROR")
     }
 
     /// Bytes and requests that the machine has read from its medium since power-on.

@@ -27,6 +27,7 @@ pub mod screen;
 pub mod secure_boot;
 pub mod services;
 pub mod standin;
+pub mod wire;
 
 use std::path::PathBuf;
 

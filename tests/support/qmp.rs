@@ -98,6 +98,13 @@ impl Qmp {
         })
     }
 
+    /// How many events of this name have come so far.
+    pub fn events(&self, name: &str) -> usize {
+        let (mutex, _) = &*self.inbox;
+        let inbox = mutex.lock().unwrap_or_else(|p| p.into_inner());
+        inbox.events.iter().filter(|e| e["event"] == name).count()
+    }
+
     fn wait<T>(&self, limit: Duration, mut take: impl FnMut(&mut Inbox) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + limit;
         let (mutex, changed) = &*self.inbox;

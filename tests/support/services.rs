@@ -95,13 +95,20 @@ pub fn lldp_socket(ns: &Netns, leaf: &Leaf) -> String {
 
 /// The image server, and what else answers HTTP by a file.
 pub fn nginx(ns: &Netns, dir: &Path, helper: &Helper) -> Process {
+    nginx_at(ns, dir, helper, None)
+}
+
+/// The same; each connection gets so many bytes a second.
+pub fn nginx_at(ns: &Netns, dir: &Path, helper: &Helper, rate: Option<u64>) -> Process {
     let www = dir.join("www");
     fs::create_dir_all(&www).expect("create www");
     let www = www.display();
     let d = dir.display();
+    let slow = rate.map_or("300k".to_owned(), |rate| rate.to_string());
+    let rate = rate.unwrap_or(0);
     let mut servers = format!(
-        "server {{ listen [{SERVICE}]:{IMAGE_PORT}; root {www}; \
-         location /slow/ {{ alias {www}/; limit_rate 300k; }} }}\n"
+        "server {{ listen [{SERVICE}]:{IMAGE_PORT}; root {www}; limit_rate {rate}; \
+         location /slow/ {{ alias {www}/; limit_rate {slow}; }} }}\n"
     );
     if let Helper::Canned(status, body) = helper {
         fs::write(dir.join("helper-body"), body).expect("write the canned answer");
@@ -135,7 +142,8 @@ pub fn nginx(ns: &Netns, dir: &Path, helper: &Helper) -> Process {
     process
 }
 
-/// The stand-in apiserver, in the virtual environment that `scripts/test` made.
+/// The stand-in apiserver, in the virtual environment that `scripts/test` made. What it must not
+/// forget is in `dir`.
 pub fn standin(ns: &Netns, dir: &Path, control: &Path, token: &Path, wait_seconds: f64) -> Process {
     let python = root().join("target/venv/bin/python");
     assert!(
@@ -150,6 +158,7 @@ pub fn standin(ns: &Netns, dir: &Path, control: &Path, token: &Path, wait_second
     command.args(["--listen", &format!("[{SERVICE}]:{APISERVER_PORT}")]);
     command.arg("--control").arg(control);
     command.arg("--infra-token-file").arg(token);
+    command.arg("--state").arg(dir.join("apiserver.state"));
     command.args([
         "--partition",
         PARTITION,
