@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Write the initramfs that a manifest describes, as a cpio archive ("newc").
+"""Write the initramfs that manifests describe, as a cpio archive ("newc").
 
-usage: pack.py MANIFEST [--only-packages] [--without PATH]...
+usage: pack.py MANIFEST... [--only-packages] [--without PATH]... [--beside MANIFEST]
                [--source NAME=DIRECTORY]... --mtime SECONDS --output FILE
 
-The archive depends on the manifest, the files that it names and --mtime, and on
+With --beside the archive is one that is unpacked over that manifest's: no file of it
+may be covered.
+
+The archive depends on the manifests, the files that they name and --mtime, and on
 nothing else: entries are sorted, owned by root, and numbered in their order.
 Format: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -15,6 +18,7 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path, PurePosixPath
 
 LIBRARY_DIRECTORIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "lib", "usr/lib")
@@ -28,8 +32,10 @@ class ManifestError(Exception):
 class Archive:
     """The entries by path, before they are written."""
 
-    def __init__(self, sources):
+    def __init__(self, sources, beside):
         self.sources = sources
+        # What the other archive has, by path: directories (which may be in both) or not.
+        self.beside = beside
         self.entries = {}
         self.libraries = set()
 
@@ -38,6 +44,8 @@ class Archive:
             raise ManifestError(f"'{path}' is not a plain absolute path")
         if path in self.entries:
             raise ManifestError(f"'{path}' is listed twice")
+        if path in self.beside and not (stat.S_ISDIR(mode) and self.beside[path] == "dir"):
+            raise ManifestError(f"'{path}' would cover what the other archive has there")
         self.entries[path] = (mode, data, device)
 
     def locate(self, source):
@@ -60,7 +68,7 @@ class Archive:
 
     def library_directories(self):
         debian = [self.sources["debian"] / directory for directory in LIBRARY_DIRECTORIES]
-        return [self.sources["absent"], *debian]
+        return [self.sources["absent"], *debian] if "absent" in self.sources else debian
 
     def check_symbols(self, binary):
         """The packed loader itself binds all of BINARY's symbols, without starting it (ld.so(8))."""
@@ -95,6 +103,28 @@ class Archive:
                 )
             self.add(f"/usr/lib/{name}", stat.S_IFREG | 0o755, library.read_bytes())
             self.add_libraries(library)
+
+    def shared(self, name):
+        """A library that the other archive brings."""
+        if name in self.libraries:
+            raise ManifestError(f"{name} is packed already; list what is shared first")
+        self.libraries.add(name)
+
+    def applets(self, directory, target):
+        """Links for all that a busybox which is packed can do, but for what is there by another name."""
+        path = f"{directory}/{target}"
+        if path not in self.entries:
+            raise ManifestError(f"'{path}' has to be listed before its applets")
+        _, data, _ = self.entries[path]
+        with tempfile.TemporaryDirectory() as scratch:
+            program = Path(scratch) / target
+            program.write_bytes(data)
+            program.chmod(0o755)
+            listed = subprocess.run([program, "--list"], check=True, capture_output=True, text=True, env={}).stdout
+        for name in sorted(set(listed.split())):
+            link = f"{directory}/{name}"
+            if link not in self.beside and link not in self.entries:
+                self.add(link, stat.S_IFLNK | 0o777, target.encode())
 
     def pciids(self, path, source, vendors):
         """The classes and these vendors' devices of a pci.ids; a vendor that it lacks is a mistake in the list."""
@@ -142,6 +172,12 @@ class Archive:
         elif kind == "tool":
             path, source = words
             self.tool(path, source)
+        elif kind == "shared":
+            (name,) = words
+            self.shared(name)
+        elif kind == "applets":
+            directory, target = words
+            self.applets(directory, target)
         elif kind == "pciids":
             path, source, *vendors = words
             self.pciids(path, source, vendors)
@@ -174,17 +210,25 @@ def padded(data):
     return data + b"\0" * (-len(data) % 4)
 
 
-def manifest_lines(manifest):
-    """(line number, kind, words) of every line that says something."""
-    for number, text in enumerate(manifest.read_text().splitlines(), 1):
-        words = text.split()
-        if words and not words[0].startswith("#"):
-            yield number, words[0], words[1:]
+def manifest_lines(manifests):
+    """(place, kind, words) of every line that says something."""
+    for manifest in manifests:
+        for number, text in enumerate(manifest.read_text().splitlines(), 1):
+            words = text.split()
+            if words and not words[0].startswith("#"):
+                yield f"{manifest}:{number}", words[0], words[1:]
+
+
+def paths_of(manifest):
+    """path -> kind of all that a manifest lists by its path."""
+    lines = manifest_lines([manifest] if manifest else [])
+    return {words[0]: kind for _, kind, words in lines if words and words[0].startswith("/")}
 
 
 def main():
     parser = argparse.ArgumentParser(usage=__doc__, add_help=False)
-    parser.add_argument("manifest", type=Path)
+    parser.add_argument("manifests", type=Path, nargs="+")
+    parser.add_argument("--beside", type=Path)
     parser.add_argument("--only-packages", action="store_true")
     parser.add_argument("--without", action="append", default=[])
     parser.add_argument("--source", action="append", default=[])
@@ -193,29 +237,29 @@ def main():
     options = parser.parse_args()
 
     if options.only_packages:
-        print("\n".join(words[0] for _, kind, words in manifest_lines(options.manifest) if kind == "package"))
+        print("\n".join(words[0] for _, kind, words in manifest_lines(options.manifests) if kind == "package"))
         return
     if options.mtime is None or options.output is None:
         parser.error("--mtime and --output are needed")
 
     sources = {name: Path(directory) for name, _, directory in (source.partition("=") for source in options.source)}
-    archive = Archive(sources)
-    for number, kind, words in manifest_lines(options.manifest):
+    archive = Archive(sources, paths_of(options.beside))
+    for place, kind, words in manifest_lines(options.manifests):
         if kind == "package" and len(words) < 2:
-            sys.exit(f"{options.manifest}:{number}: package '{' '.join(words)}' has no licence")
+            sys.exit(f"{place}: package '{' '.join(words)}' has no licence")
         if kind == "package" or (words and words[0] in options.without):
             continue
         try:
             archive.line(kind, words)
         except ManifestError as error:
-            sys.exit(f"{options.manifest}:{number}: {error}")
+            sys.exit(f"{place}: {error}")
         except ValueError as error:
-            sys.exit(f"{options.manifest}:{number}: '{kind} {' '.join(words)}' is malformed: {error}")
+            sys.exit(f"{place}: '{kind} {' '.join(words)}' is malformed: {error}")
     try:
         with options.output.open("wb") as output:
             archive.write(output, options.mtime)
     except ManifestError as error:
-        sys.exit(f"{options.manifest}: {error}")
+        sys.exit(f"{options.manifests[0]}: {error}")
 
 
 if __name__ == "__main__":

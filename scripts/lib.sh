@@ -136,6 +136,23 @@ _apt_install() {
     _apt install -y --no-install-recommends "$@"
 }
 
+# without_services COMMAND...: run it while Debian's packages start no service that they
+# install: on a machine that only tests, services have no business.
+without_services() (
+    policy=${METAL_ANVIL_POLICY_RC_D:-/usr/sbin/policy-rc.d}
+    if ((EUID == 0)) && [[ ! -e $policy ]]; then
+        # Whatever ends this: left behind, it would keep every service of the host down. A
+        # signal has to become an exit for that.
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 129' HUP
+        trap 'exit 130' INT
+        trap 'exit 143' TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 0755 "$policy"
+    fi
+    "$@"
+)
+
 # need_packages PACKAGE...: install the Debian packages that are missing. The
 # package lists are fetched once per run and only when something is missing.
 need_packages() {
@@ -221,25 +238,25 @@ need_venv() {
 }
 
 # fetch_ipxe FILE: Debian 13's iPXE for UEFI, which Debian 12's is too old for
-# (autoexec.ipxe). The package comes from the cache or, by package lists of its own, from
-# the mirror; what is installed here, and where from, does not change.
+# (autoexec.ipxe). The package, told by its digest, comes from the cache, the mirror, or, once
+# a newer one has taken its place there, from Debian's archive of all that ever was; what is
+# installed here, and where from, does not change.
 fetch_ipxe() {
     local version=1.21.1+git20250501.dad20602+dfsg-1
     local digest=eeaca79dbde0fb86c102bf1d362c6f6a67ed0ddab38b3dd12e1b332339f5dd99
-    local mirror=${METAL_ANVIL_MIRROR:-http://deb.debian.org/debian} log=$LOGS/ipxe.log kept own
+    local mirror=${METAL_ANVIL_MIRROR:-http://deb.debian.org/debian} log=$LOGS/ipxe.log kept own from
+    local snapshot=${METAL_ANVIL_SNAPSHOT:-https://snapshot.debian.org/archive/debian/20250901T000000Z}
     kept=$CACHE/debs/ipxe-$version-$digest.deb
     if [[ ! -s $kept ]]; then
-        say "downloading iPXE $version"
         own=$(mktemp -d)
-        mkdir -p "$own"/lists/partial "$own"/archives/partial
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$own/sources.list"
-        (
-            cd "$own"
-            options=(-o "Dir::Etc::SourceList=$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
-                -o "Dir::State::Lists=$own/lists" -o "Dir::Cache=$own" -o APT::Sandbox::User=root)
-            _apt "${options[@]}" update && _apt "${options[@]}" download "ipxe=$version" && mv ipxe_*.deb found.deb
-        ) >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "cannot download ipxe $version of Debian 13 (whole log: $log)"; }
-        sha256sum --quiet -c - <<<"$digest  $own/found.deb" || die "ipxe $version is not the package that scripts/lib.sh names"
+        for from in "$mirror" "$snapshot"; do
+            say "downloading iPXE $version from $from"
+            # It compares the digest and keeps nothing that is wrong.
+            /usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file \
+                "$from/pool/main/i/ipxe/ipxe_${version}_all.deb" "$own/found.deb" "SHA256:$digest" >"$log" 2>&1 && break
+            tail -n 2 "$log" >&2
+        done
+        [[ -s $own/found.deb ]] || die "cannot download ipxe $version of Debian 13: neither $mirror nor $snapshot gives the package with SHA-256 $digest; put it into $kept (whole log: $log)"
         install_new "$own/found.deb" "$kept"
         rm -rf "$own"
     fi

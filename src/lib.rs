@@ -18,6 +18,7 @@ pub mod install;
 pub mod net;
 pub mod password;
 pub mod report;
+pub mod rescue;
 pub mod sequence;
 pub mod storage;
 pub mod watchdog;

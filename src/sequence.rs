@@ -22,13 +22,14 @@ mod logs;
 mod ports;
 mod preflight;
 mod register;
+mod rescue;
 mod silence;
 pub mod steps;
 mod token;
 
 use std::convert::Infallible;
 
-pub use booted::Booted;
+pub use booted::{Booted, Told};
 use failure::{Failure, Lifeline};
 
 use crate::efi;
@@ -49,7 +50,10 @@ const ESP_MOUNT: &str = "/run/esp";
 pub async fn boot(lifeline: Lifeline, verbosity: Verbosity) -> Result<Infallible, Failure> {
     let vital = lifeline.vital().clone();
     // Nobody gets through a step without saying how long it may be silent.
-    let booted = Booted::start(lifeline, verbosity, vital.expect("start", silence::START))?;
+    let progress = vital.expect("start", silence::START);
+    let told = Told::read(lifeline, verbosity, &progress)?;
+    let booted = rescue::unless_asked_for(told, &progress).await.start()?;
+    drop(progress);
     let connected = booted
         .connect(vital.expect("network", silence::SHORT))
         .await?;

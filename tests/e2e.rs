@@ -15,6 +15,8 @@ mod control;
 mod debian;
 #[path = "e2e/disk_image.rs"]
 mod disk_image;
+#[path = "e2e/failure.rs"]
+mod failure;
 #[path = "e2e/hang.rs"]
 mod hang;
 #[path = "e2e/happy.rs"]

@@ -235,3 +235,44 @@ fn a_damaged_region_is_shown_as_such() {
     let error = digest::check(&region, &line).unwrap_err().to_string();
     assert!(error.contains("damaged"), "{error}");
 }
+
+#[test]
+fn services_are_kept_from_starting_for_a_moment_only() {
+    let desk = Desk::new();
+    let policy = desk.path("policy-rc.d");
+    let shell = |command: &str| {
+        let script = format!(
+            "set -euo pipefail; source scripts/lib.sh; work() {{ test -x '{0}' && '{0}' || \
+             echo \"says $?\"; {command}; }}; without_services work",
+            policy.display()
+        );
+        let output = Command::new("bash")
+            .args(["-c", &script])
+            .env("METAL_ANVIL_POLICY_RC_D", &policy)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    // Only root installs packages, and keeps services down meanwhile.
+    // SAFETY: a system call that cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let said = if root { "says 101\n" } else { "says 1\n" };
+    for (command, code) in [
+        ("true", 0),
+        ("false", 1),
+        ("die no such package", 1),
+        ("kill -INT $BASHPID", 130),
+        ("kill -TERM $BASHPID", 143),
+    ] {
+        assert_eq!(shell(command), (Some(code), said.to_owned()), "{command}");
+        assert!(!policy.exists(), "left behind by {command}");
+    }
+    // One that somebody else made stays.
+    desk.write("policy-rc.d", b"theirs");
+    shell("true");
+    assert_eq!(fs::read(&policy).unwrap(), b"theirs");
+}

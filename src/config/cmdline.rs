@@ -1,6 +1,6 @@
 //! The kernel command line as a source of settings.
 //!
-//! metal-hammer's keys (`PIXIE_API_URL`, `DEBUG`, `console`) are understood, and every
+//! metal-hammer's keys (`PIXIE_API_URL`, `DEBUG`, `console`) and `rescue` are understood, and every
 //! key of `metal.config` as `anvil.<key>=<value>`, the policy with dots
 //! (`anvil.policy.lldp.chassis=1`). Secrets are refused here: the kernel prints its
 //! command line on every console.
@@ -35,6 +35,7 @@ pub fn parse(text: &str) -> CommandLine {
         match key.as_str() {
             "PIXIE_API_URL" => drop(keys.insert("boot_helper_url".into(), Value::String(value))),
             "DEBUG" => drop(keys.insert("debug".into(), Value::Bool(truth(&value)))),
+            "rescue" => drop(keys.insert("rescue".into(), Value::Bool(truth(&value)))),
             // The last one wins, as it does for the kernel's own /dev/console.
             "console" => drop(keys.insert("console".into(), Value::String(value))),
             MEDIUM => found.medium = Some(value),
@@ -64,10 +65,12 @@ fn typed(key: &str, value: String) -> Value {
     match key {
         "debug"
         | "ipv6"
+        | "rescue"
         | "proxy_apiserver"
         | "policy.image_without_checksum"
         | "policy.watchdog.enabled" => Value::Bool(truth(&value)),
         "ntp_servers"
+        | "rescue_ssh_keys"
         | "policy.exclude_disks"
         | "policy.inventory_tags"
         | "policy.kexec_denylist" => value.split(',').map(str::to_owned).collect(),
@@ -129,6 +132,7 @@ fn words(text: &str) -> Vec<(String, Option<String>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rescue::keys::tests::ED25519 as KEY;
 
     #[test]
     fn metal_hammers_keys_and_our_own() {
@@ -154,6 +158,32 @@ mod tests {
         );
         assert_eq!(line.medium.as_deref(), Some("METAL-HAMMER"));
         assert_eq!(line.problems, []);
+    }
+
+    #[test]
+    fn rescue_is_asked_for_by_one_word_alone() {
+        let asked = |text: &str| parse(text).layer.rescue;
+        for text in ["rescue=1", "anvil.rescue=1", "quiet rescue=true"] {
+            assert_eq!(asked(text), Some(true), "{text}");
+        }
+        for text in [
+            "",
+            "rescue",
+            "DEBUG=1",
+            "rescued=1",
+            "RESCUE=1",
+            "x.rescue=1",
+            "a=\"rescue=1\"",
+        ] {
+            assert_eq!(asked(text), None, "{text}");
+        }
+        assert_eq!(asked("rescue=1 rescue=0"), Some(false), "the last one wins");
+        let line = parse(&format!(
+            "rescue=1 anvil.rescue_ssh_keys=\"{KEY} who@where\""
+        ));
+        assert_eq!(line.problems, []);
+        let keys = line.layer.rescue_ssh_keys.unwrap();
+        assert_eq!(keys[0].to_string(), format!("{KEY} who@where"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::base_url::BaseUrl;
 use super::file::Problem;
 use super::policy::Policy;
 use crate::control::helper_answer::{HelperAnswer, Logging};
+use crate::rescue::PublicKey;
 
 /// Keys whose values are secrets.
 pub const SECRET_KEYS: &[&str] = &[
@@ -48,6 +49,10 @@ pub struct Layer {
     pub proxy_apiserver: Option<bool>,
     /// Where the log of the boot is sent.
     pub logging: Option<Logging>,
+    /// A shell instead of an install.
+    pub rescue: Option<bool>,
+    /// Who may log in by ssh then.
+    pub rescue_ssh_keys: Option<Vec<PublicKey>>,
     pub policy: Policy,
 }
 
@@ -112,6 +117,8 @@ pub fn from_map(mut map: Map<String, Value>) -> (Layer, Vec<Problem>) {
         image_cache: taker.url("image_cache"),
         proxy_apiserver: taker.take("proxy_apiserver", "true or false"),
         logging: taker.take("logging", "an object with endpoint"),
+        rescue: taker.take("rescue", "true or false"),
+        rescue_ssh_keys: taker.take("rescue_ssh_keys", "a list of public keys"),
         policy: taker.take("policy", "an object").unwrap_or_default(),
     };
     let unknown = taker

@@ -15,6 +15,8 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const SLAAC_TIMEOUT: Duration = Duration::from_secs(120);
 /// Helpers restart, routes converge, a fleet powers on at once.
 const BOOT_HELPER_TIMEOUT: Duration = Duration::from_secs(300);
+/// Seconds that every step is silent for now and then, on a busy machine: less would reset a good one.
+const LEAST_SILENCE: u64 = 5;
 /// Hours until the planned reboot, and the greatest length of the random time added to it.
 const WAIT_HOURS: u64 = 24;
 /// A machine token lives less than a week (contracts.md §3).
@@ -108,7 +110,9 @@ impl Policy {
         watchdog::Rules {
             enabled: set.enabled.unwrap_or(default.enabled),
             timeout: set.timeout_seconds.unwrap_or(default.timeout),
-            silence: set.silence_seconds.map(Duration::from_secs),
+            silence: set
+                .silence_seconds
+                .map(|seconds| Duration::from_secs(seconds.max(LEAST_SILENCE))),
             over_kexec: set.over_kexec_seconds,
         }
     }
@@ -196,6 +200,15 @@ mod tests {
             over_kexec: Some(180),
         };
         assert_eq!(rules, expected);
+    }
+
+    #[test]
+    fn no_silence_is_so_short_that_a_good_machine_is_reset() {
+        let silence = |seconds: u64| {
+            let set = serde_json::json!({"watchdog": {"silence_seconds": seconds}});
+            policy(set).watchdog().silence.unwrap().as_secs()
+        };
+        assert_eq!([0, 1, 5, 6].map(silence), [5, 5, 5, 6]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::control::helper_answer::Logging;
 use crate::control::http::shown;
+use crate::rescue::PublicKey;
 
 use super::base_url::BaseUrl;
 use super::layer::{Layer, OsInstaller};
@@ -57,6 +58,9 @@ pub struct Settings {
     pub image_cache: Option<Url>,
     pub proxy_apiserver: bool,
     pub logging: Option<Logging>,
+    /// A shell instead of an install, when true.
+    pub rescue: Option<Sourced<bool>>,
+    pub rescue_ssh_keys: Vec<PublicKey>,
     pub policy: Policy,
 }
 
@@ -83,7 +87,11 @@ impl Settings {
             upper.map(|value| Sourced { value, source }).or(lower)
         }
         // A helper cannot order an install: the order stands on the medium or the command line.
-        let order = layer.order.filter(|_| source != Source::BootHelper);
+        let local = source != Source::BootHelper;
+        let order = layer.order.filter(|_| local);
+        // Nor can it open a machine to somebody.
+        let rescue = layer.rescue.filter(|_| local);
+        let rescue_ssh_keys = layer.rescue_ssh_keys.filter(|_| local);
         Self {
             debug: layer.debug.unwrap_or(self.debug),
             boot_helper_url: on(source, layer.boot_helper_url, self.boot_helper_url),
@@ -101,6 +109,8 @@ impl Settings {
             image_cache: layer.image_cache.or(self.image_cache),
             proxy_apiserver: layer.proxy_apiserver.unwrap_or(self.proxy_apiserver),
             logging: layer.logging.or(self.logging),
+            rescue: on(source, rescue, self.rescue),
+            rescue_ssh_keys: rescue_ssh_keys.unwrap_or(self.rescue_ssh_keys),
             policy: layer.policy.over(self.policy),
         }
     }
@@ -120,6 +130,7 @@ impl Settings {
             url("apiserver", self.apiserver_url.as_ref()),
             line("partition", self.partition.as_ref()),
             line("ordered allocation", self.order.as_ref()),
+            line("rescue", self.rescue.as_ref()),
             self.token
                 .as_ref()
                 .map(|t| format!("token given ({})", t.source)),
@@ -133,6 +144,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rescue::keys::tests::ED25519;
 
     fn layer(partition: &str) -> Layer {
         Layer {
@@ -176,6 +188,23 @@ mod tests {
         );
         assert_eq!(settings.ca_cert.unwrap().value, "PINNED");
         assert_eq!(settings.order, None);
+    }
+
+    #[test]
+    fn a_boot_helper_cannot_open_a_machine() {
+        let asked = || Layer {
+            rescue: Some(true),
+            rescue_ssh_keys: Some(vec![ED25519.parse().unwrap()]),
+            ..Layer::default()
+        };
+        let settings = Settings::from_layers([(Source::BootHelper, asked())]);
+        assert!(settings.rescue.is_none() && settings.rescue_ssh_keys.is_empty());
+        for source in [Source::File, Source::CommandLine] {
+            let settings = Settings::from_layers([(source, asked())]);
+            let rescue = settings.rescue.unwrap();
+            assert_eq!((rescue.value, rescue.source), (true, source));
+            assert_eq!(settings.rescue_ssh_keys.len(), 1);
+        }
     }
 
     #[test]

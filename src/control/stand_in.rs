@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use url::Url;
 
 use super::envelope::wrap;
@@ -43,6 +44,8 @@ pub enum Act {
     Drip(Duration, Vec<u8>),
     /// The bytes, and the connection is held open.
     Hold(Vec<u8>),
+    /// Silence until something else has happened, then the bytes, and the connection is held open.
+    On(Arc<Notify>, Vec<u8>),
 }
 
 /// A running stand-in; it ends with the test's runtime.
@@ -112,13 +115,19 @@ async fn converse(
             }
             Ok(())
         }
-        Act::Hold(bytes) => {
-            stream.write_all(&bytes).await?;
-            let mut rest = [0; 64];
-            while stream.read(&mut rest).await? > 0 {}
-            Ok(())
+        Act::Hold(bytes) => hold(stream, &bytes).await,
+        Act::On(event, bytes) => {
+            event.notified().await;
+            hold(stream, &bytes).await
         }
     }
+}
+
+async fn hold(mut stream: TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    let mut rest = [0; 64];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 async fn read_request(stream: &mut TcpStream) -> std::io::Result<Seen> {

@@ -40,14 +40,21 @@ pub fn install_hook() -> mpsc::Receiver<String> {
         let _ = sender.try_send(message);
         drop(sender);
         std::thread::sleep(GRACE);
-        // Failure handling runs in the main thread: its own panic has nobody else to end it.
-        let is_main = std::thread::current().name() == Some("main");
-        while !is_main && HANDLED.load(Ordering::SeqCst) {
+        while somebody_ends_it(
+            std::thread::current().name(),
+            HANDLED.load(Ordering::SeqCst),
+        ) {
             std::thread::park();
         }
         power::reboot_now();
     }));
     announced
+}
+
+/// Whether a thread that panicked may leave the machine to failure handling. That runs in the main
+/// thread: whose own panic has nobody else to end it.
+fn somebody_ends_it(thread: Option<&str>, handled: bool) -> bool {
+    handled && thread != Some("main")
 }
 
 /// The frames of this thread. A release has no symbols, so each has its address, and the place
@@ -77,6 +84,23 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_of_failure_handling_itself_resets() {
+        for (thread, handled, expected) in [
+            (Some("tokio-rt-worker"), true, true),
+            (None, true, true),
+            (Some("tokio-rt-worker"), false, false),
+            (Some("main"), false, false),
+            (Some("main"), true, false),
+        ] {
+            assert_eq!(
+                somebody_ends_it(thread, handled),
+                expected,
+                "{thread:?} {handled}"
+            );
+        }
+    }
 
     #[test]
     fn a_backtrace_has_addresses() {

@@ -89,12 +89,13 @@ fn empty_initrd() -> io::Result<File> {
 impl Loaded {
     /// Leaves for the loaded kernel. What has to be flushed or unmounted must be by now.
     ///
-    /// This program becomes another first, which knows no secret ([`forget`]).
+    /// This program becomes another first, which knows no secret ([`forget`]); should the kernel
+    /// refuse it then, a reset leads to the boot entry `entry`.
     ///
     /// # Errors
     /// The reboot call came back.
-    pub fn execute(self) -> Result<Infallible, Error> {
-        let error = forget::everything();
+    pub fn execute(self, entry: Option<u16>) -> Result<Infallible, Error> {
+        let error = forget::everything(entry);
         tracing::warn!("this program's memory is not cleared before the kexec: {error}");
         reboot(RebootMode::RB_KEXEC).map_err(|errno| Error::Kexec {
             kernel: self.kernel,

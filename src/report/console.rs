@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,14 +44,40 @@ pub fn start(sys: &Path, dev: &Path) {
 
 fn start_plain(names: &[&str], dev: &Path, screen: bool) {
     let plain = names.iter().filter(|name| !screen || **name != SCREEN);
-    let mut files: Vec<File> = plain
-        .filter_map(|name| open_tty(&dev.join(name)).ok())
+    let mut consoles: Vec<Console> = plain
+        .filter_map(|name| Console::open(dev.join(name)).ok())
         .collect();
     // Where the consoles cannot be told, the kernel's choice.
-    if files.is_empty() && !screen {
-        files.extend(open_tty(&dev.join("console")));
+    if consoles.is_empty() && !screen {
+        consoles.extend(Console::open(dev.join("console")));
     }
-    files.into_iter().for_each(start_writer);
+    consoles.into_iter().for_each(start_writer);
+}
+
+/// A terminal that lines are written to.
+struct Console {
+    path: PathBuf,
+    file: File,
+}
+
+impl Console {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let file = open_tty(&path)?;
+        Ok(Self { path, file })
+    }
+
+    /// Writes, after opening it anew if need be: when a shell on it ends, the kernel hangs up
+    /// whatever has the terminal open. A console that fails (a serial port that is not there
+    /// answers EIO) is tried again with the next line.
+    fn write(&mut self, text: &str) {
+        if self.file.write_all(text.as_bytes()).is_ok() {
+            return;
+        }
+        if let Ok(file) = open_tty(&self.path) {
+            self.file = file;
+            let _ = self.file.write_all(text.as_bytes());
+        }
+    }
 }
 
 /// Opens a terminal, which must not become the controlling one of PID 1.
@@ -74,16 +100,14 @@ fn is_shown(event: &Event) -> bool {
 }
 
 /// A thread that writes to one console until the program ends.
-fn start_writer(mut console: File) {
+fn start_writer(mut console: Console) {
     let queue = Arc::new(Queue::new(WAITING, is_shown));
     stream::subscribe(&queue);
     let work = move || {
         let mut plain = Plain::default();
         while let Some(record) = queue.next(None) {
             let text = plain.show(&record, queue.dropped());
-            // A console that fails (a serial port that is not there answers EIO) is tried again
-            // with the next line.
-            drop(console.write_all(text.as_bytes()));
+            console.write(&text);
             queue.settle(1);
         }
     };
@@ -214,6 +238,22 @@ mod tests {
         // The other console still gets its lines, and learns of those that it did not get.
         say("the-last-line");
         wait_for(&dev.join("tty0"), "the-last-line");
+    }
+
+    #[test]
+    fn a_console_that_was_hung_up_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ttyS0");
+        let pair = nix::pty::openpty(None, None).unwrap();
+        std::os::unix::fs::symlink(nix::unistd::ttyname(&pair.slave).unwrap(), &path).unwrap();
+        let mut console = Console::open(path.clone()).unwrap();
+        console.write("before\n");
+        // Without its other end every write fails, as after a hang-up.
+        drop(pair.master);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        console.write("after\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after\n");
     }
 
     #[test]

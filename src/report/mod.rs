@@ -17,5 +17,5 @@ pub mod screen;
 pub mod steps;
 pub mod stream;
 mod syslog;
-mod terminal;
+pub(crate) mod terminal;
 pub mod timeline;

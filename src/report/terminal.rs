@@ -43,7 +43,8 @@ pub fn start(path: &Path) -> bool {
 }
 
 /// Whether this is a virtual terminal of Linux, which has colours and places a cursor.
-fn is_screen(terminal: &File) -> bool {
+#[must_use]
+pub(crate) fn is_screen(terminal: &File) -> bool {
     let mut mode: libc::c_int = 0;
     // SAFETY: the descriptor is open, and the kernel writes one int.
     unsafe { libc::ioctl(terminal.as_raw_fd(), KDGETMODE, &raw mut mode) == 0 }

@@ -20,6 +20,16 @@ use crate::watchdog::Progress;
 /// Where the boot medium is mounted for the moment it takes to read it.
 const MEDIUM_MOUNT: &str = "/run/medium";
 
+/// What the machine is told before it has looked at itself.
+pub struct Told {
+    pub(super) lifeline: Lifeline,
+    verbosity: Verbosity,
+    layers: Vec<(Source, Layer)>,
+    /// What the layers come to, without the boot helper's answer.
+    pub(super) settings: Settings,
+    pub(super) medium: Vec<String>,
+}
+
 /// A machine that runs the agent, and what it was told so far.
 pub struct Booted {
     pub(super) lifeline: Lifeline,
@@ -34,23 +44,31 @@ pub struct Booted {
     pub(super) secure_boot: bool,
 }
 
-impl Booted {
-    /// Reads command line, boot medium, machine id and the firmware's variables.
+impl Told {
+    /// Reads command line and boot medium.
     ///
     /// # Errors
-    /// No usable machine id, no UEFI, or settings that forbid what this agent is.
-    pub fn start(
+    /// The medium is gone or damaged, or a policy cannot be used.
+    pub fn read(
         lifeline: Lifeline,
         verbosity: Verbosity,
-        progress: Progress,
+        progress: &Progress,
     ) -> Result<Self, Failure> {
         steps::begin(Step::Start);
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
-        refuse_half_a_policy("kernel command line", &command_line.problems)?;
-        let (file, medium) = match &command_line.medium {
-            Some(label) => read_medium(label)?,
-            None => (Layer::default(), Vec::new()),
+        let refused = refuse_half_a_policy("kernel command line", &command_line.problems);
+        let medium = refused.and_then(|()| match &command_line.medium {
+            Some(label) => read_medium(label),
+            None => Ok((Layer::default(), Vec::new())),
+        });
+        let (file, medium) = match medium {
+            // What could be lost by that is not written to in any case.
+            Err(failure) if command_line.layer.rescue == Some(true) => {
+                tracing::warn!("{failure}; going on for the rescue's sake");
+                (Layer::default(), Vec::new())
+            }
+            read => read?,
         };
         let layers = vec![
             (Source::CommandLine, command_line.layer),
@@ -62,6 +80,23 @@ impl Booted {
         progress.beat();
         #[cfg(debug_assertions)]
         crate::init::fault::strike();
+        Ok(Self {
+            lifeline,
+            verbosity,
+            layers,
+            settings,
+            medium,
+        })
+    }
+
+    /// Looks which machine this is, and opens the firmware's variables.
+    ///
+    /// # Errors
+    /// No machine id, no UEFI, or settings that forbid what this agent is.
+    pub fn start(self) -> Result<Booted, Failure> {
+        let Self {
+            lifeline, settings, ..
+        } = self;
         let efi = Vars::open(Path::new(efi::EFIVARS)).during(Step::Start)?;
         lifeline.use_efi(&efi);
         if !settings.ipv6 {
@@ -75,28 +110,36 @@ impl Booted {
                 "Secure Boot is on: kexec starts only a kernel that is signed with a key of the firmware's db"
             );
         }
-        let machine = hardware::machine_id(&Roots::live()).during(Step::Start)?;
-        tracing::info!("machine {machine}");
-        stream::tell(Event::Machine(Machine {
-            id: machine,
-            hardware: hardware::title(Path::new("/sys")),
-        }));
+        let machine = identify().during(Step::Start)?;
         if let Some(hostname) = &settings.hostname
             && let Err(errno) = nix::unistd::sethostname(hostname)
         {
             tracing::warn!("cannot set the host name {hostname:?}: {errno}");
         }
-        Ok(Self {
+        Ok(Booted {
             lifeline,
-            verbosity,
-            layers,
-            medium,
+            verbosity: self.verbosity,
+            layers: self.layers,
+            medium: self.medium,
             machine,
             efi,
             secure_boot,
         })
     }
+}
 
+/// The machine's id, told to whoever listens.
+pub(super) fn identify() -> Result<Uuid, hardware::Error> {
+    let machine = hardware::machine_id(&Roots::live())?;
+    tracing::info!("machine {machine}");
+    stream::tell(Event::Machine(Machine {
+        id: machine,
+        hardware: hardware::title(Path::new("/sys")),
+    }));
+    Ok(machine)
+}
+
+impl Booted {
     /// The settings as they stand without the boot helper's answer.
     pub(super) fn settings(&self) -> Settings {
         Settings::from_layers(self.layers.clone())

@@ -33,7 +33,7 @@ const HOLD_ROUND: Duration = Duration::from_secs(60);
 /// A machine that holds resets after this, in case the reset brings something back after all.
 const LONGEST_HOLD: Duration = Duration::from_secs(6 * 3600);
 
-/// The server's limit for an event's message.
+/// How long the cause in an event is, bytes: what is read at a glance. The server takes more.
 pub(super) const MAX_MESSAGE: usize = 256;
 
 /// The steps of a boot, as operators read them.
@@ -54,6 +54,7 @@ pub enum Step {
     BootEntry,
     Report,
     BootDisk,
+    Rescue,
     Agent,
 }
 
@@ -75,6 +76,7 @@ impl fmt::Display for Step {
             Self::BootEntry => "boot entry",
             Self::Report => "success report",
             Self::BootDisk => "boot from disk",
+            Self::Rescue => "rescue",
             Self::Agent => "agent",
         })
     }

@@ -94,7 +94,7 @@ impl Installed {
                 net::quiet::take_down(Path::new("/sys"));
                 power::flush();
                 watchdog::before_kexec();
-                match loaded.execute() {
+                match loaded.execute(self.kernel.entry) {
                     Err(error) => error,
                 }
             }

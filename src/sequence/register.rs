@@ -23,7 +23,7 @@ const ALIVE_EVERY: Duration = Duration::from_secs(60);
 
 /// The inventory of a healthy machine takes seconds; a command that a drive never answers
 /// would hold the machine for good.
-const INSPECTION: Duration = Duration::from_secs(60);
+pub(super) const INSPECTION: Duration = Duration::from_secs(60);
 
 /// A machine that metal-apiserver knows.
 pub struct Registered {
@@ -62,6 +62,8 @@ impl Authorized {
             crate::clock::keep(offset);
         }
         progress.beat();
+        #[cfg(debug_assertions)]
+        crate::init::fault::panic_if_ordered();
         let super_user_password = apiserver
             .super_user_password()
             .await

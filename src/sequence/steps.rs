@@ -33,7 +33,7 @@ impl Step {
             Self::Wipe => 10,
             Self::SwitchPorts => 12,
             Self::Image => 38,
-            Self::Wait | Self::BootDisk | Self::Agent => 0,
+            Self::Wait | Self::BootDisk | Self::Rescue | Self::Agent => 0,
         }
     }
 }

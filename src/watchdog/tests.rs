@@ -21,6 +21,8 @@ struct Fake {
     nowayout: bool,
     /// The longest timeout that it knows.
     longest: Option<u32>,
+    /// It takes no timeout at all.
+    fixed: bool,
 }
 
 impl Fake {
@@ -37,6 +39,9 @@ impl Fake {
 impl Timer for Fake {
     fn set_timeout(&mut self, seconds: u32) -> io::Result<u32> {
         self.note(Did::Timeout(seconds));
+        if self.fixed {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         Ok(seconds.min(self.longest.unwrap_or(u32::MAX)))
     }
 
@@ -200,4 +205,25 @@ fn one_that_does_not_open_or_take_a_timeout_is_passed_over() {
     let (_, chosen, timeout) = open_first(&all, open).unwrap();
     assert_eq!((chosen.identity.as_str(), timeout), ("good", TIMEOUT));
     assert!(open_first(&all[..1], open).is_none());
+}
+
+#[test]
+fn one_that_is_given_up_is_stopped_first() {
+    let fixed = Fake {
+        fixed: true,
+        ..Fake::default()
+    };
+    let all = ["fixed", "good"].map(|name| Candidate {
+        device: name.into(),
+        identity: name.to_owned(),
+        nowayout: false,
+    });
+    let open = |path: &Path| match path.to_str() {
+        Some("fixed") => Ok(fixed.clone()),
+        _ => Ok(Fake::default()),
+    };
+    let (_, chosen, _) = open_first(&all, open).unwrap();
+    assert_eq!(chosen.identity, "good");
+    // Opened, it runs: nobody would pet it.
+    assert_eq!(fixed.take(), [Did::Timeout(TIMEOUT), Did::Disarm]);
 }

@@ -291,6 +291,13 @@ class Standin(unittest.TestCase):
         self.assertEqual(crashed[0]["message"]["event"]["message"], "about CRASHED")
         self.assertNotIn("secret", json.dumps(record))
 
+    def test_no_rule_of_the_api_bounds_an_events_message(self) -> None:
+        # The agent cuts at 1000 characters (EVENT_MESSAGE_CHARS), in no language longer than 4000 bytes.
+        token = self.token()
+        for message in ("x" * 1000, "\U0001f980" * 1000, "x" * 100_000):
+            body = {"event": "MACHINE_PROVISIONING_EVENT_TYPE_CRASHED", "message": message}
+            self.assertEqual(self.call("SendEvent", {"uuid": MACHINE, "event": body}, token)[0], 200)
+
     def test_errors_on_order(self) -> None:
         token = self.token()
         body = {"uuid": MACHINE}

@@ -71,3 +71,38 @@ pub fn newc(files: &[(&str, PathBuf)]) -> Vec<u8> {
     entry("TRAILER!!!", 0, &[], 0);
     out
 }
+
+/// Several archives as one file: the kernel unpacks them one after the other, each from a multiple
+/// of four bytes on.
+pub fn joined(archives: &[PathBuf]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for path in archives {
+        out.resize(usize::next_multiple_of(out.len(), 4), 0);
+        let data = fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+        out.extend(data);
+    }
+    out
+}
+
+/// The names in an archive that is packed with zstd.
+pub fn names(path: &std::path::Path) -> Vec<String> {
+    let file = fs::File::open(path).unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
+    let archive = zstd::decode_all(file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut names = Vec::new();
+    let mut at = 0;
+    loop {
+        let header = &archive[at..at + 110];
+        assert!(header.starts_with(b"070701"), "no header at byte {at}");
+        let field = |number: usize| {
+            let digits = std::str::from_utf8(&header[6 + 8 * number..][..8]).expect("digits");
+            usize::from_str_radix(digits, 16).expect("a number")
+        };
+        let (size, length) = (field(6), field(11));
+        let name = String::from_utf8_lossy(&archive[at + 110..][..length - 1]).into_owned();
+        if name == "TRAILER!!!" {
+            return names;
+        }
+        names.push(name);
+        at = (at + 110 + length).next_multiple_of(4) + size.next_multiple_of(4);
+    }
+}

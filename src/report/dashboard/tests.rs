@@ -55,6 +55,11 @@ impl Boot {
         self.tell(Event::Line(Line::new(level, origin, text)));
     }
 
+    /// Whether a row of that screen has this.
+    fn shows(&self, seconds: u64, text: &str) -> bool {
+        self.screen(seconds).iter().any(|row| row.contains(text))
+    }
+
     /// What 80 by 25 show some seconds later.
     fn screen(&self, seconds: u64) -> Vec<String> {
         let now = self.at + Duration::from_secs(seconds);
@@ -107,6 +112,75 @@ eth1 is up";
     let title = format!("{PROGRAM}  machine 4c4c4544-0044-4810-8031-b4c04f4a3533");
     assert!(screen[0].starts_with(&title), "{}", screen[0]);
     assert!(screen[0].ends_with(" 0:00:15    2%"), "{}", screen[0]);
+}
+
+#[test]
+fn listening_for_switches_shows_which_port_hears_one() {
+    let mut boot = Boot::new();
+    boot.begin(Step::Network, 1);
+    boot.begin(Step::BootHelper, 1);
+    boot.begin(Step::Registration, 1);
+    boot.begin(Step::SwitchPorts, 1);
+    boot.doing("listening for switches on 2 ports", Some(32));
+    let address = Some("2001:db8::1");
+    boot.tell(Event::Ports(vec![
+        port("eth0", true, address, Some("leaf1 Ethernet7")),
+        port("eth1", true, Some("2001:db8:1::1"), None),
+    ]));
+    let screen = boot.screen(9);
+    assert_eq!(
+        screen[2..6],
+        [
+            "> listening for switches on 2 ports: 9 of 32 s",
+            "-- ports -----------------------------------------------------------------------",
+            "eth0     52:54:00:00:00:01 carrier    2001:db8::1  leaf1 Ethernet7",
+            "eth1     52:54:00:00:00:01 carrier    2001:db8:1::1",
+        ]
+    );
+    assert!(boot.shows(9, ">  switch ports    9 s"), "{screen:#?}");
+    assert!(boot.shows(9, "ok boot helper     1.0 s"), "{screen:#?}");
+}
+
+#[test]
+fn a_machine_that_registers_has_heard_its_switches() {
+    let mut boot = Boot::new();
+    for step in [Step::Network, Step::BootHelper, Step::Registration] {
+        boot.begin(step, 1);
+    }
+    boot.begin(Step::SwitchPorts, 1);
+    boot.begin(Step::Registration, 4);
+    let screen = boot.screen(2);
+    assert_eq!(screen[2], "> registration: 2 s");
+    assert!(boot.shows(2, "ok switch ports    4.0 s"), "{screen:#?}");
+    assert!(boot.shows(2, ">  registration    2 s"), "{screen:#?}");
+    // Start, network, boot helper and switch ports lie behind.
+    assert!(screen[0].ends_with(" 22%"), "{}", screen[0]);
+}
+
+#[test]
+fn a_wipe_shows_how_long_it_takes_already() {
+    let mut boot = Boot::new();
+    for step in WAY.into_iter().skip(1).take(6) {
+        boot.begin(step, 1);
+    }
+    boot.doing("wiping 12 disks", None);
+    boot.log(Level::INFO, Origin::Agent, "/dev/nvme0n1 is wiped");
+    let screen = boot.screen(75);
+    assert_eq!(screen[2], "> wiping 12 disks: 75 s");
+    assert!(boot.shows(75, ">  wipe            75 s"), "{screen:#?}");
+    assert!(boot.shows(75, "/dev/nvme0n1 is wiped"), "{screen:#?}");
+    assert!(screen[0].ends_with(" 34%"), "{}", screen[0]);
+}
+
+#[test]
+fn a_rescue_stays_beside_the_way_of_an_install() {
+    let mut boot = Boot::new();
+    boot.begin(Step::Rescue, 1);
+    let why = "rescue (metal.config): a shell on ttyS0 (press Enter)";
+    boot.tell(Event::Holding { why: why.into() });
+    let screen = boot.screen(30);
+    assert_eq!(screen[2], format!("HOLDING for 30 s: {why}"));
+    assert!(boot.shows(30, ">  rescue          30 s"), "{screen:#?}");
 }
 
 #[test]

@@ -170,6 +170,38 @@ fn what_the_server_refuses_is_not_sent_for_ever() {
     assert!(server.lines.lock().unwrap().is_empty());
 }
 
+/// Counts warnings.
+struct Warnings(Arc<StdMutex<usize>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        if *event.metadata().level() == Level::WARN {
+            *self.0.lock().unwrap() += 1;
+        }
+    }
+}
+
+#[test]
+fn that_lines_are_refused_is_told_once_until_some_are_taken() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let runtime = runtime();
+    // From the last one on: the third batch is taken.
+    let (_server, url) = serve(&runtime, &[400, 200, 400, 400]);
+    let mut sink = sink(&url, "loki");
+    let count = Arc::default();
+    let queue = Queue::new(WAITING, is_sent);
+    let subscriber = tracing_subscriber::registry().with(Warnings(Arc::clone(&count)));
+    tracing::subscriber::with_default(subscriber, || {
+        let told = [1, 2, 3, 4].map(|at| {
+            let entries = sink.entries(&[record(at, Level::INFO, "x")], 0, 0);
+            sink.deliver(&queue, &runtime, &entries);
+            *count.lock().unwrap()
+        });
+        // What tells of it is itself to be sent: a line for each would never end.
+        assert_eq!(told, [1, 1, 1, 2]);
+    });
+}
+
 #[test]
 fn progress_is_not_sent_and_what_was_lost_is_told() {
     let mut sink = sink("http://[::1]:1/", "loki");
