@@ -11,6 +11,8 @@ mod bmc;
 mod common;
 #[path = "e2e/control.rs"]
 mod control;
+#[path = "e2e/cuts.rs"]
+mod cuts;
 #[path = "e2e/debian.rs"]
 mod debian;
 #[path = "e2e/disk_image.rs"]
@@ -35,6 +37,8 @@ mod layout;
 mod media;
 #[path = "e2e/medium.rs"]
 mod medium;
+#[path = "e2e/processes.rs"]
+mod processes;
 #[path = "e2e/reinstall.rs"]
 mod reinstall;
 #[path = "e2e/screens.rs"]

@@ -449,6 +449,26 @@ impl Guest {
         let _ = self.child.wait();
     }
 
+    /// Stops the whole machine between two instructions, also what it has on the way to its disks.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+        let pid = self.child.id() as libc::pid_t;
+        let mut status = 0;
+        // SAFETY: asks about our own child; it is stopped, not gone, so nothing is reaped.
+        let pid = unsafe { libc::waitpid(pid, &mut status, libc::WUNTRACED) };
+        assert!(pid > 0 && libc::WIFSTOPPED(status), "QEMU did not stop");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to our own child, which has not been waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
     /// Plugs the cable of network card `number` in or out.
     pub fn set_cable(&self, number: usize, plugged: bool) {
         self.control(
