@@ -22,7 +22,8 @@ const PATTERN: &[u8] = b"DATA OF A TENANT\n";
 /// The media's initramfs followed by our own files: the kernel unpacks both, the later one wins.
 fn initrd(dir: &Path) -> PathBuf {
     let ours = newc(&[
-        ("init", built("--example", "guest_init")),
+        // The agent stays /init, which is a command line where it is not PID 1.
+        ("guest_init", built("--example", "guest_init")),
         ("in_guest", built("--test", "in_guest")),
     ]);
     let path = dir.join("initrd");
@@ -47,7 +48,7 @@ fn machine(dir: &Path, words: &str, disks: Vec<Disk>) -> Machine {
     let start = Start::Direct {
         kernel: media::part("vmlinuz"),
         initrd: initrd(dir),
-        append: format!("{CONSOLE} panic=-1 {NO_TIMER_CHECK} {words}"),
+        append: format!("{CONSOLE} panic=-1 {NO_TIMER_CHECK} rdinit=/guest_init {words}"),
     };
     let mut machine = Machine::new(dir, "7f3ad6a2-6a2e-4d9c-9d0e-3c7a4a1b9f10", start, disks);
     machine.cards.clear();

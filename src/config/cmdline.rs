@@ -72,6 +72,7 @@ fn typed(key: &str, value: String) -> Value {
         "ntp_servers"
         | "rescue_ssh_keys"
         | "policy.exclude_disks"
+        | "policy.clear_reservations"
         | "policy.inventory_tags"
         | "policy.kexec_denylist" => value.split(',').map(str::to_owned).collect(),
         key if key.starts_with("policy.") => value.parse().map_or(Value::String(value), u64::into),

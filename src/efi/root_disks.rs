@@ -98,7 +98,10 @@ mod tests {
     #[test]
     fn a_damaged_record_is_an_error_in_the_firmware_and_nothing_on_a_disk() {
         let (_dir, vars) = fixture();
-        for damage in [&b"{}"[..], b"", b"\xff", &[b' '; MAX_TEXT + 1]] {
+        let record = RootDisks::new(Uuid::from_u128(1), &[disk("sda", 1 << 30)]);
+        let mut endless = record.to_text();
+        endless.push_str(&" ".repeat(MAX_TEXT));
+        for damage in [&b"{}"[..], b"", b"\xff", endless.as_bytes()] {
             vars.write(NAME, VENDOR, NV_BS_RT, damage).unwrap();
             let error = read(&vars).unwrap_err().to_string();
             assert!(error.contains("MetalAnvilScope"), "{error}");

@@ -182,6 +182,15 @@ mod tests {
         stream::tell(Event::Line(line));
     }
 
+    /// A `/dev` with these consoles.
+    fn dev(consoles: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for console in consoles {
+            fs::write(dir.path().join(console), "").unwrap();
+        }
+        dir
+    }
+
     /// Waits until the file holds `text`.
     fn wait_for(path: &Path, text: &str) {
         let until = Instant::now() + Duration::from_secs(20);
@@ -193,11 +202,8 @@ mod tests {
 
     #[test]
     fn a_line_reaches_every_active_console() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = dev(&["tty0", "ttyS1", "console"]);
         let dev = dir.path();
-        for tty in ["tty0", "ttyS1", "console"] {
-            fs::write(dev.join(tty), "").unwrap();
-        }
         start_plain(&["tty0", "ttyS1", "ttyS9"], dev, false);
         say("hello-to-all");
         wait_for(&dev.join("tty0"), "INFO hello-to-all\n");
@@ -207,11 +213,8 @@ mod tests {
 
     #[test]
     fn a_screen_with_a_dashboard_gets_no_lines() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = dev(&["tty0", "ttyS0", "console"]);
         let dev = dir.path();
-        for tty in ["tty0", "ttyS0", "console"] {
-            fs::write(dev.join(tty), "").unwrap();
-        }
         start_plain(&["tty0", "ttyS0"], dev, true);
         say("hello-to-serial");
         wait_for(&dev.join("ttyS0"), "hello-to-serial");
@@ -220,9 +223,8 @@ mod tests {
 
     #[test]
     fn a_console_that_takes_nothing_does_not_hold_up_the_boot() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = dev(&["tty0"]);
         let dev = dir.path();
-        fs::write(dev.join("tty0"), "").unwrap();
         nix::unistd::mkfifo(&dev.join("ttyS0"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         // A reader that never reads: the pipe fills up, then every write blocks.
         let _reader = OpenOptions::new()

@@ -146,17 +146,19 @@ fn last_message(image: &str, kernel: &NewKernel, secure_boot: bool) -> String {
 /// What the control plane is told about the boot: the image, and where this kernel refuses to
 /// start it, that the firmware does.
 fn way(image: &str, kernel: &NewKernel, secure_boot: bool) -> String {
-    if kernel.loaded.is_ok() {
+    let Err(error) = &kernel.loaded else {
         return image.to_owned();
-    }
+    };
     let entry = match kernel.entry {
         Some(number) => format!("boot entry {number:04X}"),
         None => "the removable path of its disk".to_owned(),
     };
-    let why = if secure_boot {
-        "under Secure Boot kexec takes only a kernel that a key of the firmware vouches for"
-    } else {
-        "kexec was refused"
+    let why = match error {
+        install::Error::NoKernel => "it does not say how its kernel is started",
+        _ if secure_boot => {
+            "under Secure Boot kexec takes only a kernel that a key of the firmware vouches for"
+        }
+        _ => "kexec was refused",
     };
     format!("{image}, by a reset into {entry}: {why}")
 }
@@ -188,6 +190,20 @@ mod tests {
             text,
             "debian-12, by a reset into the removable path of its disk: kexec was refused"
         );
+    }
+
+    #[test]
+    fn an_image_without_an_installer_is_no_refused_kexec() {
+        let silent = NewKernel {
+            loaded: Err(install::Error::NoKernel),
+            entry: Some(7),
+        };
+        for secure_boot in [false, true] {
+            assert_eq!(
+                way("appliance", &silent, secure_boot),
+                "appliance, by a reset into boot entry 0007: it does not say how its kernel is started"
+            );
+        }
     }
 
     #[test]

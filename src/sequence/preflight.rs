@@ -105,10 +105,8 @@ impl Allocated {
             .collect();
         let efi = &self.registered.authorized.connected.booted.efi;
         let copies = found.iter().filter_map(|found| found.record.clone());
-        let record = root_disks::read(efi)
-            .during(Step::Preflight)?
-            .filter(|record| record.allocation == allocation)
-            .or_else(|| agreed(copies));
+        let kept = root_disks::read(efi).during(Step::Preflight)?;
+        let record = record_of(allocation, kept, copies);
         let contents: Vec<Content> = found.into_iter().map(|found| found.content).collect();
         let (record, scope) = (record.as_ref(), disks.disks());
         if self.is_known || record.is_some() {
@@ -162,6 +160,17 @@ fn the_one(root: &[Disk], layout: &str) -> Result<Disk, Failure> {
             Err(Failure::new(Step::Preflight, why))
         }
     }
+}
+
+/// The record of this very allocation: the firmware's, else that on which all copies agree.
+fn record_of(
+    allocation: Uuid,
+    kept: Option<RootDisks>,
+    copies: impl Iterator<Item = RootDisks>,
+) -> Option<RootDisks> {
+    kept.into_iter()
+        .chain(agreed(copies))
+        .find(|record| record.allocation == allocation)
 }
 
 /// The one record that all copies agree on.
@@ -225,4 +234,41 @@ fn arrays_on(disk: &Disk) -> Vec<ArrayId> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::testing::disk;
+
+    #[test]
+    fn only_a_record_of_this_allocation_counts() {
+        let (its, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let record = |allocation, disks: &[&str]| {
+            let disks: Vec<Disk> = disks.iter().map(|name| disk(name, 1 << 30)).collect();
+            RootDisks::new(allocation, &disks)
+        };
+        let (a, b, foreign) = (
+            record(its, &["sda"]),
+            record(its, &["sdb"]),
+            record(other, &["sda"]),
+        );
+        type Records<'r> = &'r [&'r RootDisks];
+        let table: [(Option<&RootDisks>, Records<'_>, Option<&RootDisks>); 8] = [
+            (None, &[], None),
+            (Some(&a), &[], Some(&a)),
+            // The firmware's is the newer one.
+            (Some(&a), &[&b], Some(&a)),
+            (Some(&foreign), &[], None),
+            (Some(&foreign), &[&b], Some(&b)),
+            (None, &[&b, &b], Some(&b)),
+            (None, &[&a, &b], None),
+            (None, &[&foreign], None),
+        ];
+        for (index, (kept, copies, expected)) in table.into_iter().enumerate() {
+            let copies = copies.iter().copied().cloned();
+            let found = record_of(its, kept.cloned(), copies);
+            assert_eq!(found.as_ref(), expected, "{index}");
+        }
+    }
 }

@@ -113,6 +113,10 @@ pub enum Error {
         what: String,
     },
     #[error(
+        "the journal of allocation {allocation} is on {device}, which is not the layout's root disk in this boot: kernel names have changed, or somebody copied an EFI system partition there; nothing was written. Reset the machine to try again. If it is a mere copy, delete EFI/metal-anvil on that partition"
+    )]
+    CopyElsewhere { allocation: Uuid, device: String },
+    #[error(
         "{disk} is not a disk that allocation {allocation} was installed to, which was {recorded}; nothing was written. Put that disk back, or free the machine and allocate it anew"
     )]
     Foreign {
@@ -225,14 +229,13 @@ pub fn on_no_other_disk(
     scope: &[Disk],
 ) -> Result<(), Error> {
     let outside = |disk: &&Disk| scope.iter().all(|scoped| scoped.dev != disk.dev);
-    let elsewhere = |disk: &Disk, what: &str| Error::Elsewhere {
-        allocation,
-        device: disk.path.display().to_string(),
-        what: what.to_owned(),
-    };
+    let device = |disk: &Disk| disk.path.display().to_string();
     for (disk, content) in sorted.erasable.iter().zip(contents) {
         if content.names_allocation && outside(&disk) {
-            return Err(elsewhere(disk, "by the journal's copy on it"));
+            return Err(Error::CopyElsewhere {
+                allocation,
+                device: device(disk),
+            });
         }
     }
     let recorded = record.map_or(&[][..], |record| &record.disks);
@@ -241,7 +244,11 @@ pub fn on_no_other_disk(
         is_unique(&identity, sorted) && recorded.contains(&identity)
     });
     match moved {
-        Some(disk) => Err(elsewhere(disk, &Identity::of(disk).to_string())),
+        Some(disk) => Err(Error::Elsewhere {
+            allocation,
+            device: device(disk),
+            what: Identity::of(disk).to_string(),
+        }),
         None => Ok(()),
     }
 }
@@ -314,6 +321,20 @@ mod tests {
             self.record = Some(RootDisks::new(U, &self.sorted.erasable[..2]));
         }
 
+        /// The journal's copy is on these disks.
+        fn copies(&mut self, disks: &[usize]) {
+            for &index in disks {
+                self.contents[index].names_allocation = true;
+            }
+        }
+
+        /// Members of these arrays are on the disks, in their order.
+        fn arrays(&mut self, arrays: &[&[u8]]) {
+            for (content, arrays) in self.contents.iter_mut().zip(arrays) {
+                content.arrays = arrays.iter().map(|&array| [array; 16]).collect();
+            }
+        }
+
         /// The names of two disks change places.
         fn swap(&mut self, a: usize, b: usize) {
             let (one, other) = (Identity::of(self.disk(a)), Identity::of(self.disk(b)));
@@ -382,8 +403,10 @@ mod tests {
             ),
             (
                 "the journal's copy on a data disk",
-                |c| c.contents[3].names_allocation = true,
-                Err("is on /dev/sdd (by the journal's copy on it)"),
+                |c| c.copies(&[3]),
+                Err(
+                    "on /dev/sdd, which is not the layout's root disk in this boot: kernel names have changed, or somebody copied an EFI system partition there; nothing was written. Reset the machine to try again. If it is a mere copy, delete EFI/metal-anvil on that partition",
+                ),
             ),
             (
                 "a recorded disk that must not be written now",
@@ -421,8 +444,7 @@ mod tests {
                 "disks that say nothing and carry copies",
                 |c| {
                     c.silence(&[0, 1, 2, 3]);
-                    c.contents[0].names_allocation = true;
-                    c.contents[1].names_allocation = true;
+                    c.copies(&[0, 1]);
                 },
                 Ok(()),
             ),
@@ -430,9 +452,8 @@ mod tests {
                 "one carries the copy, the other a member of its array",
                 |c| {
                     c.silence(&[0, 1, 2, 3]);
-                    c.contents[0].names_allocation = true;
-                    c.contents[0].arrays = vec![[7; 16], [8; 16]];
-                    c.contents[1].arrays = vec![[8; 16]];
+                    c.copies(&[0]);
+                    c.arrays(&[&[7, 8], &[8]]);
                 },
                 Ok(()),
             ),
@@ -440,9 +461,8 @@ mod tests {
                 "a member of another array",
                 |c| {
                     c.silence(&[0, 1, 2, 3]);
-                    c.contents[0].names_allocation = true;
-                    c.contents[0].arrays = vec![[7; 16]];
-                    c.contents[1].arrays = vec![[9; 16]];
+                    c.copies(&[0]);
+                    c.arrays(&[&[7], &[9]]);
                 },
                 Err("/dev/sdb"),
             ),
@@ -450,8 +470,7 @@ mod tests {
                 "an array of disks of which none is proven",
                 |c| {
                     c.silence(&[0, 1, 2, 3]);
-                    c.contents[0].arrays = vec![[7; 16]];
-                    c.contents[1].arrays = vec![[7; 16]];
+                    c.arrays(&[&[7], &[7]]);
                 },
                 Err("/dev/sda"),
             ),
@@ -459,10 +478,10 @@ mod tests {
                 "silent disks swapped, the copy shows it",
                 |c| {
                     c.silence(&[0, 1, 2, 3]);
-                    c.contents[0].names_allocation = true;
+                    c.copies(&[0]);
                     c.swap(0, 2);
                 },
-                Err("is on /dev/sdc"),
+                Err("is on /dev/sdc, "),
             ),
             (
                 "a serial that two disks share",
@@ -488,7 +507,7 @@ mod tests {
                 "no record, but the copy on one only",
                 |c| {
                     c.record = None;
-                    c.contents[0].names_allocation = true;
+                    c.copies(&[0]);
                 },
                 Err("/dev/sdb"),
             ),
@@ -496,8 +515,7 @@ mod tests {
                 "no record, and the copy on both",
                 |c| {
                     c.record = None;
-                    c.contents[0].names_allocation = true;
-                    c.contents[1].names_allocation = true;
+                    c.copies(&[0, 1]);
                 },
                 Ok(()),
             ),
@@ -505,9 +523,8 @@ mod tests {
                 "no record, one copy and an array",
                 |c| {
                     c.record = None;
-                    c.contents[0].names_allocation = true;
-                    c.contents[0].arrays = vec![[7; 16]];
-                    c.contents[1].arrays = vec![[7; 16]];
+                    c.copies(&[0]);
+                    c.arrays(&[&[7], &[7]]);
                 },
                 Ok(()),
             ),
@@ -533,10 +550,8 @@ mod tests {
         case.silence(&[0, 1, 2, 3]);
         case.scope = vec!["sda", "sdb", "sdc", "sdd"];
         case.record = None;
-        case.contents[3].names_allocation = true;
-        for (index, arrays) in [[1_u8, 1], [1, 2], [2, 3], [3, 3]].into_iter().enumerate() {
-            case.contents[index].arrays = arrays.map(|array| [array; 16]).to_vec();
-        }
+        case.copies(&[3]);
+        case.arrays(&[&[1], &[1, 2], &[2, 3], &[3]]);
         assert_eq!(case.run(), Ok(()));
     }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -9,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+use crate::init::oom;
 
 /// Output that is kept of a command, per stream, in bytes.
 const MAX_OUTPUT: usize = 64 << 10;
@@ -73,7 +76,8 @@ pub fn run<A: AsRef<OsStr>>(
         source,
     };
     // No environment: MKE2FS_* variables and locales must not change what is made.
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -82,9 +86,10 @@ pub fn run<A: AsRef<OsStr>>(
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(started)?;
+        .stderr(Stdio::piped());
+    // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls.
+    unsafe { command.pre_exec(oom::ordinary) };
+    let mut child = command.spawn().map_err(started)?;
     let ends_at = Instant::now() + deadline;
     match output_of(&mut child, ends_at) {
         Ok(Some([out, err])) => {
@@ -247,6 +252,18 @@ mod tests {
         let kept = keep_tail(noise);
         assert_eq!(kept.len(), MAX_OUTPUT);
         assert!(kept.ends_with("xend"));
+    }
+
+    #[test]
+    fn when_memory_runs_out_a_command_dies_before_its_caller() {
+        let file = "/proc/self/oom_score_adj";
+        let own = std::fs::read_to_string(file).unwrap();
+        // Every process may make itself a better candidate; the agent is the worst.
+        std::fs::write(file, "500").unwrap();
+        let its = sh(&format!("cat {file}"), SECOND).unwrap();
+        assert_eq!(its, "0\n");
+        // Back to where it was, which only root may.
+        let _ = std::fs::write(file, own);
     }
 
     #[test]

@@ -21,8 +21,29 @@ use crate::support::services::IMAGE_PORT;
 const ESP: (u64, u64) = (1, 64);
 const ROOT: (u64, u64) = (65, 96);
 
-/// Makes a disk out of tiny: an EFI system partition with its loader, and its tree as the root.
-fn disk_of_tiny(dir: &Path) -> Disk {
+/// Makes a disk out of tiny: an EFI system partition with its loader, and its tree as the root,
+/// without the files that are `left_out`. Answers the URL of the published image.
+fn publish(bed: &Bed, left_out: &[&str]) -> String {
+    let image = disk_of_tiny(&bed.dir, left_out);
+    let www = bed.dir.join("www/raw");
+    fs::create_dir_all(&www).expect("image directory");
+    let packed = www.join("img.raw.zst");
+    run(Command::new("zstd")
+        .args(["-q", "-3"])
+        .arg(&image.path)
+        .arg("-o")
+        .arg(&packed));
+    let digest = Sha256::digest(fs::read(&packed).expect("packed image"));
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(
+        www.join("img.raw.zst.sha256"),
+        format!("{digest}  img.raw.zst\n"),
+    )
+    .expect("write");
+    format!("http://[{SERVICE}]:{IMAGE_PORT}/raw/img.raw.zst")
+}
+
+fn disk_of_tiny(dir: &Path, left_out: &[&str]) -> Disk {
     let disk = Disk::empty(
         dir,
         "image",
@@ -37,6 +58,9 @@ fn disk_of_tiny(dir: &Path) -> Disk {
         .arg(&tar)
         .arg("-C")
         .arg(&tree));
+    for file in left_out {
+        fs::remove_file(tree.join(file)).expect("a file of tiny");
+    }
     let mib = |(start, size): (u64, u64)| format!("{}:{}", start * 2048, (start + size) * 2048 - 1);
     run(Command::new("sgdisk")
         .arg(format!("--new=1:{}", mib(ESP)))
@@ -80,24 +104,7 @@ fn disk_of_tiny(dir: &Path) -> Disk {
 #[test]
 fn a_disk_image_is_written_and_boots_from_a_larger_disk() {
     let bed = Bed::plan("disk_image").start();
-    let image = disk_of_tiny(&bed.dir);
-    let www = bed.dir.join("www/raw");
-    fs::create_dir_all(&www).expect("image directory");
-    let packed = www.join("img.raw.zst");
-    run(Command::new("zstd")
-        .args(["-q", "-3"])
-        .arg(&image.path)
-        .arg("-o")
-        .arg(&packed));
-    let digest = Sha256::digest(fs::read(&packed).expect("packed image"));
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write(
-        www.join("img.raw.zst.sha256"),
-        format!("{digest}  img.raw.zst\n"),
-    )
-    .expect("write");
-    let url = format!("http://[{SERVICE}]:{IMAGE_PORT}/raw/img.raw.zst");
-
+    let url = publish(&bed, &[]);
     let mut machine = bed.machine(media::agent(), vec![used_disk(&bed, "disk")]);
     let allocation = Allocation::new(&url, "/dev/vda");
     let mut guest = install(&bed, &machine, &allocation);
@@ -121,6 +128,36 @@ fn a_disk_image_is_written_and_boots_from_a_larger_disk() {
     ));
     let places = disk.places_of(PATTERN);
     assert_eq!(places, [0_u64; 0], "the tenant before shines through");
+
+    machine.start = Start::Disks;
+    machine.name = "second".to_owned();
+    let mut second = bed.power_on(&machine);
+    second.wait_for("TINY-OS BOOTED via firmware", 120);
+}
+
+/// Nobody can say how its kernel is started: the machine is reset into the image's own loader.
+#[test]
+fn a_disk_image_without_an_installer_is_booted_by_a_reset() {
+    let bed = Bed::plan("disk_image_reset").start();
+    let url = publish(&bed, &["install-go"]);
+    let mut machine = bed.machine(media::agent(), vec![used_disk(&bed, "disk")]);
+    let allocation = Allocation::new(&url, "/dev/vda").fresh();
+    bed.allocate(&allocation);
+    let mut guest = bed.power_on(&machine);
+    guest.wait_for("booting the disk by a reset instead", TO_WAITING);
+    assert_eq!(guest.wait_end(90), End::Reset);
+    let record = bed.standin.record();
+    let last = record.iter().rfind(|line| line["method"] == "SendEvent");
+    let event = &last.expect("an event")["message"]["event"];
+    assert!(
+        event
+            .to_string()
+            .contains("it does not say how its kernel is started"),
+        "{event}"
+    );
+    let disk = &machine.disks[0];
+    let journal = format!("installed {}\n", allocation.uuid());
+    assert!(disk.holds(journal.as_bytes(), 65 * MIB));
 
     machine.start = Start::Disks;
     machine.name = "second".to_owned();

@@ -5,8 +5,9 @@
 //! Built by `scripts/build-images` with plain `rustc`. What it does depends on its name:
 //!
 //! * `init`: prints `TINY-OS ...` lines about how it was booted and what is on its disk, powers off.
-//! * `/init`, in the initramfs of `tiny-stacked`: assembles arrays, activates volumes, and hands over to
-//!   the `init` of the file system that is labelled `root`.
+//! * `/init`, in the initramfs of `tiny-stacked`: assembles arrays, activates volumes, finds the file
+//!   system that is labelled `root`, mounts what its `/etc/fstab` names, tells what mdadm and LVM say,
+//!   and hands over to the `init` there.
 //! * `install-go`, or `os-installer` when the agent brings it: what runs in the chroot; puts a boot
 //!   loader into the EFI system partition and writes `/etc/metal/boot-info.yaml`.
 //!   `/etc/tiny/installer` may order a fault:
@@ -14,10 +15,10 @@
 
 use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
 use std::fmt::Write as _;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chroot};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use std::{fs, io, thread};
@@ -36,17 +37,21 @@ unsafe extern "C" {
 
 /// `linux/reboot.h`: LINUX_REBOOT_CMD_POWER_OFF.
 const POWER_OFF: c_int = 0x4321_fedc;
+/// `linux/mount.h`: MS_RDONLY.
+const READ_ONLY: c_ulong = 1;
 /// `linux/mount.h`: MS_REMOUNT | MS_RDONLY.
-const REMOUNT_READ_ONLY: c_ulong = 32 | 1;
+const REMOUNT_READ_ONLY: c_ulong = 32 | READ_ONLY;
 /// `linux/mount.h`: MS_MOVE.
 const MOVE: c_ulong = 8192;
 /// Where the initramfs mounts the root.
 const NEW_ROOT: &str = "/mnt/root";
-/// Where an ext2/3/4 superblock keeps its magic number and its label.
-const EXT_MAGIC_AT: u64 = 1024 + 0x38;
-const EXT_LABEL_AT: u64 = 1024 + 0x78;
-/// Where an ext2/3/4 superblock keeps its UUID: 1024 + offsetof(s_uuid) (`fs/ext4/ext4.h`).
-const EXT4_UUID_AT: u64 = 1024 + 0x68;
+/// Where an ext2/3/4 superblock keeps its magic number, its UUID and its label (`fs/ext4/ext4.h`).
+const EXT_MAGIC_AT: usize = 1024 + 0x38;
+const EXT_UUID_AT: usize = 1024 + 0x68;
+const EXT_LABEL_AT: usize = 1024 + 0x78;
+/// The same of a swap area with pages of 4 KiB (`linux/swap.h`).
+const SWAP_MAGIC_AT: usize = 4096 - 10;
+const SWAP_UUID_AT: usize = 1024 + 12;
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
@@ -98,29 +103,34 @@ fn say(text: &str) {
     }
 }
 
-/// What a distribution's initramfs does for a root on arrays and volumes.
+/// What a distribution's initramfs does for file systems on arrays and volumes.
 fn initramfs() -> io::Result<std::convert::Infallible> {
     mount_kind("proc", "/proc", 0);
     mount_kind("sysfs", "/sys", 0);
     mount_kind("devtmpfs", "/dev", 0);
-    // NVMe disks appear after PID 1.
-    let device = (0..100).find_map(|_| {
-        for (tool, arguments) in [
-            ("/usr/sbin/mdadm", &["--assemble", "--scan", "--no-degraded"][..]),
-            ("/usr/sbin/lvm", &["vgchange", "--activate", "y"]),
-        ] {
-            let mut command = Command::new(tool);
-            command.args(arguments).env("DM_DISABLE_UDEV", "1");
-            let _ = command.output();
+    let root = awaited("no file system is labelled root", |it| it.label == "root")?;
+    mount_from(&node(&root), NEW_ROOT, "ext4", 0);
+    for line in fs::read_to_string(format!("{NEW_ROOT}/etc/fstab"))?.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [spec, path, kind, ..] = words[..] else {
+            continue;
+        };
+        let Some(uuid) = spec.strip_prefix("UUID=").filter(|_| path != "/") else {
+            continue;
+        };
+        let device = awaited(line, |it| it.uuid == uuid)?;
+        if kind == "swap" {
+            say(&format!("TINY-OS swap={device}\n"));
+        } else {
+            mount_from(
+                &node(&device),
+                &format!("{NEW_ROOT}{path}"),
+                kind,
+                READ_ONLY,
+            );
         }
-        let device = labelled_root();
-        if device.is_none() {
-            thread::sleep(Duration::from_millis(100));
-        }
-        device
-    });
-    let device = device.ok_or_else(|| io::Error::other("no file system is labelled root"))?;
-    mount_from(&device.to_string_lossy(), NEW_ROOT, "ext4", 0);
+    }
+    say(&stacks());
     std::env::set_current_dir(NEW_ROOT)?;
     mount_from(".", "/", "none", MOVE);
     chroot(".")?;
@@ -128,23 +138,119 @@ fn initramfs() -> io::Result<std::convert::Infallible> {
     Err(Command::new("/sbin/init").exec())
 }
 
-/// The device whose ext file system is labelled `root`, not a member of the array that it is on.
-fn labelled_root() -> Option<PathBuf> {
-    let mut names: Vec<String> = fs::read_dir("/sys/class/block")
+fn node(device: &str) -> String {
+    format!("/dev/{device}")
+}
+
+/// Waits for the one device that `is_it`: NVMe disks appear after PID 1, an array on arrays in the
+/// second round. Members of a mirror look like the mirror until it is assembled: two are none.
+fn awaited(what: &str, is_it: impl Fn(&Superblock) -> bool) -> io::Result<String> {
+    for _ in 0..100 {
+        let mut found: Vec<String> = block_devices()
+            .filter(|name| !is_held(name) && superblock(name).is_some_and(|it| is_it(&it)))
+            .collect();
+        if let (Some(device), []) = (found.pop(), &found[..]) {
+            return Ok(device);
+        }
+        run(
+            "/usr/sbin/mdadm",
+            &["--assemble", "--scan", "--no-degraded"],
+        );
+        run("/usr/sbin/lvm", &["vgchange", "--activate", "y"]);
+        thread::sleep(Duration::from_millis(50));
+    }
+    Err(io::Error::other(format!("not found: {what}")))
+}
+
+fn run(tool: &str, arguments: &[&str]) -> String {
+    let output = Command::new(tool)
+        .args(arguments)
+        .env("DM_DISABLE_UDEV", "1")
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+        .output();
+    output.map_or_else(
+        |e| e.to_string(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
+}
+
+/// The kernel's names of all block devices.
+fn block_devices() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir("/sys/class/block").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+}
+
+/// Whether an array or a volume stands on it.
+fn is_held(device: &str) -> bool {
+    fs::read_dir(format!("/sys/class/block/{device}/holders"))
+        .is_ok_and(|mut holders| holders.next().is_some())
+}
+
+/// What a file system or swap area is called.
+struct Superblock {
+    uuid: String,
+    label: String,
+}
+
+/// ext2/3/4, swap, FAT; nothing else has a line in fstab.
+fn superblock(device: &str) -> Option<Superblock> {
+    let mut start = [0; 4096];
+    fs::File::open(node(device))
         .ok()?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    names.sort_by_key(|name| (!name.starts_with("dm-"), !name.starts_with("md")));
-    let devices = names.iter().map(|name| Path::new("/dev").join(name));
-    let is_root = |device: &PathBuf| {
-        let (mut magic, mut label) = ([0; 2], [0; 16]);
-        let read = fs::File::open(device).and_then(|file| {
-            file.read_exact_at(&mut magic, EXT_MAGIC_AT)?;
-            file.read_exact_at(&mut label, EXT_LABEL_AT)
-        });
-        read.is_ok() && magic == [0x53, 0xef] && label.starts_with(b"root\0")
+        .read_exact_at(&mut start, 0)
+        .ok()?;
+    let at = |at: usize, length: usize| &start[at..at + length];
+    let uuid = if at(EXT_MAGIC_AT, 2) == [0x53, 0xef] {
+        dashed(at(EXT_UUID_AT, 16))
+    } else if at(SWAP_MAGIC_AT, 10) == b"SWAPSPACE2" {
+        dashed(at(SWAP_UUID_AT, 16))
+    } else {
+        // The serial number: BPB of FAT32 or of FAT12 and FAT16.
+        let serial = match (at(82, 5), at(54, 4)) {
+            (b"FAT32", _) => at(67, 4),
+            (_, b"FAT1") => at(39, 4),
+            _ => return None,
+        };
+        let hex: Vec<String> = serial.iter().rev().map(|b| format!("{b:02X}")).collect();
+        format!("{}{}-{}{}", hex[0], hex[1], hex[2], hex[3])
     };
-    devices.into_iter().find(is_root)
+    let label = at(EXT_LABEL_AT, 16).split(|byte| *byte == 0).next()?;
+    Some(Superblock {
+        uuid,
+        label: String::from_utf8_lossy(label).into_owned(),
+    })
+}
+
+/// What mdadm and LVM say of the arrays and volumes: a line each.
+fn stacks() -> String {
+    let mut out = String::from("\n");
+    for array in block_devices().filter(|name| name.starts_with("md")) {
+        // mdadm opens what it has known before, and the kernel makes an empty array of that.
+        if read(&format!("/sys/class/block/{array}/size")) != "0" {
+            let detail = run("/usr/sbin/mdadm", &["--detail", "--export", &node(&array)]);
+            let _ = writeln!(
+                out,
+                "TINY-OS detail={array} {}",
+                detail.trim().replace('\n', " ")
+            );
+        }
+    }
+    let volumes = run(
+        "/usr/sbin/lvm",
+        &[
+            "lvs",
+            "--noheadings",
+            "--units=m",
+            "--nosuffix",
+            "--separator=;",
+            "-o",
+            "vg_name,lv_name,lv_size,segtype,vg_tags",
+        ],
+    );
+    for volume in volumes.lines() {
+        let _ = writeln!(out, "TINY-OS volume={}", volume.trim());
+    }
+    out
 }
 
 /// PID 1 of the installed system: tells what it sees and powers off.
@@ -181,6 +287,16 @@ fn facts() -> String {
     for array in read("/proc/mdstat").split("\nmd").skip(1) {
         let line: Vec<_> = array.split_whitespace().collect();
         fact("array", &format!("md{}", line.join(" ")));
+    }
+    for line in read("/proc/mounts")
+        .lines()
+        .filter(|line| line.starts_with("/dev/"))
+    {
+        let words: Vec<_> = line.split(' ').collect();
+        fact(
+            "mounted",
+            &format!("{} {} {}", words[1], words[2], words[0]),
+        );
     }
     fact("hostname", &read("/etc/hostname"));
     fact("machine-id", &read("/etc/machine-id"));
@@ -237,19 +353,23 @@ fn root_device() -> io::Result<String> {
 
 /// UUID of the ext4 file system that `/` is on, read from the device itself.
 fn root_uuid() -> io::Result<String> {
-    let mut file = fs::File::open(Path::new("/dev").join(root_device()?))?;
-    file.seek(SeekFrom::Start(EXT4_UUID_AT))?;
-    let mut raw = [0u8; 16];
-    file.read_exact(&mut raw)?;
-    let hex: String = raw.iter().map(|b| format!("{b:02x}")).collect();
-    Ok(format!(
+    let found = superblock(&root_device()?);
+    found
+        .map(|it| it.uuid)
+        .ok_or_else(|| io::Error::other("no superblock"))
+}
+
+/// 16 bytes as a UUID is written.
+fn dashed(uuid: &[u8]) -> String {
+    let hex: String = uuid.iter().map(|b| format!("{b:02x}")).collect();
+    format!(
         "{}-{}-{}-{}-{}",
         &hex[..8],
         &hex[8..12],
         &hex[12..16],
         &hex[16..20],
         &hex[20..]
-    ))
+    )
 }
 
 /// A small file's text without the final newline; an error reads as `<error>`.

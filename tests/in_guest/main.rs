@@ -6,6 +6,7 @@
 //! file per module under test.
 
 mod bed;
+mod image_write;
 mod layouts;
 mod storage;
 mod wiping;

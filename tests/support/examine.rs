@@ -41,7 +41,7 @@ struct Part {
 }
 
 /// The disks of one layout, by kernel name.
-pub struct Examined<'d> {
+struct Examined<'d> {
     layout: &'d Value,
     disks: BTreeMap<String, &'d Disk>,
 }
@@ -62,11 +62,13 @@ pub fn examine(layout: &Value, disks: BTreeMap<String, &Disk>) {
     }
 }
 
-fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
+/// The list that a message's field holds, empty when it is left out.
+pub fn list<'v>(value: &'v Value, key: &str) -> &'v [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
 
-fn text<'v>(value: &'v Value, key: &str) -> &'v str {
+/// The text that a message's field holds, empty when it is left out.
+pub fn text<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().unwrap_or_default()
 }
 
