@@ -24,8 +24,8 @@ use sha2::{Digest, Sha256};
 
 use schedule::{PHASES, Schedule};
 
-/// The short campaign: every kind of fault is in it once, at least.
-const SHORT: std::ops::RangeInclusive<u64> = 1..=6;
+/// The short campaign: seeds whose runs have hit most kinds of fault, at every phase.
+const SHORT: [u64; 6] = [1, 52, 68, 80, 98, 168];
 
 fn order(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -96,7 +96,7 @@ fn one(seed: u64) -> bool {
 #[test]
 fn machines_get_through_random_faults() {
     let seeds: Vec<u64> = match (order("FAULTS_SEED"), order("FAULTS_RUNS")) {
-        (None, None) => SHORT.collect(),
+        (None, None) => SHORT.to_vec(),
         (first, runs) => {
             let first = first.unwrap_or(1);
             let runs = runs.unwrap_or(1);
