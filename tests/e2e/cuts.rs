@@ -20,10 +20,12 @@ use crate::support::images::Image;
 use crate::support::media;
 use crate::support::process::run;
 
-/// From the first write to the OS, emulated on a quiet host: only sets how often it is stopped.
-const ABOUT: Duration = Duration::from_secs(6);
+/// From the first write to the kexec, emulated on a quiet host: only sets how often it is stopped.
+const ABOUT: Duration = Duration::from_secs(5);
 /// What makes the first write of an install.
-const FIRST_WRITE: &str = ": wiping ";
+const FIRST_WRITE: &str = " wiping ";
+/// The installed kernel takes over.
+const LAST: &str = "Starting new kernel";
 
 /// What a cut has left.
 #[derive(Clone)]
@@ -81,7 +83,7 @@ fn cuts(bed: &Bed, machine: &Machine, wanted: usize) -> Vec<Cut> {
     let mut stopped = Duration::ZERO;
     let mut cuts = Vec::new();
     let limit = Duration::from_secs(TO_INSTALLED);
-    while !guest.text().contains("TINY-OS BOOTED") {
+    while !guest.text().contains(LAST) {
         assert!(begun.elapsed() < limit, "the install does not end");
         let number = cuts.len();
         let dir = bed.dir.join(format!("cut-{number}"));

@@ -81,7 +81,7 @@ pub const PHASES: [(&str, &str); 9] = [
     ("network", "waiting for an IPv6 address"),
     ("helper", "asking the boot helper"),
     ("switches", "listening for switches"),
-    ("wipe", ": wiping "),
+    ("wipe", "wiping "),
     ("wait", "waiting for an allocation"),
     ("image", "image: download begins"),
     ("installer", "the installer runs"),
