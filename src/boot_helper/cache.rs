@@ -343,9 +343,14 @@ impl Cache {
         files.sort_by_key(|file| file.used);
         let mut held: u64 = files.iter().map(|file| file.length).sum();
         let mut oldest = files.into_iter();
+        let too_large = || format!("{total} bytes do not fit into --cache-size");
+        // What never fits must not drive out what does.
+        if reserved.saturating_add(total) > self.limit {
+            return Err(too_large());
+        }
         while held.saturating_add(*reserved).saturating_add(total) > self.limit {
             let Some(file) = oldest.next() else {
-                return Err(format!("{total} bytes do not fit into --cache-size"));
+                return Err(too_large());
             };
             std::fs::remove_file(&file.path)
                 .map_err(|error| format!("{}: {error}", file.path.display()))?;
@@ -484,5 +489,85 @@ fn ready(flight: &Flight, at: u64) -> bool {
         Flight::Flying { total, bytes, .. } => at < (*bytes).min(total.saturating_sub(1)),
         Flight::Landed { .. } => true,
         Flight::Asking | Flight::Failed => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::http::{Trust, download_client};
+
+    fn cache(limit: u64) -> (tempfile::TempDir, Arc<Cache>) {
+        let dir = tempfile::tempdir().unwrap();
+        let origin = "http://origin.example/base".parse().ok();
+        let client = download_client(Trust::Public).unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let cache = Cache::open(dir.path().into(), limit, origin, client, metrics).unwrap();
+        (dir, Arc::new(cache))
+    }
+
+    fn expected() -> Expected {
+        Expected {
+            algorithm: Algorithm::Sha256,
+            hex: "0".repeat(64),
+        }
+    }
+
+    #[tokio::test]
+    async fn downloads_under_way_count_and_the_oldest_file_goes() {
+        let (dir, cache) = cache(100);
+        for (name, age) in [("a", 60), ("b", 30)] {
+            let file = File::create(dir.path().join(name.repeat(64))).unwrap();
+            (&file).write_all(&[7; 40]).unwrap();
+            let used = SystemTime::now() - Duration::from_secs(age);
+            file.set_times(FileTimes::new().set_accessed(used)).unwrap();
+        }
+        std::fs::write(dir.path().join("somebody-elses"), [7; 500]).unwrap();
+        let held = || -> Vec<PathBuf> {
+            let files = files_in(dir.path()).unwrap().into_iter();
+            files.map(|file| file.path).collect()
+        };
+        cache.reserve(20).await.unwrap();
+        assert_eq!(held().len(), 2);
+        // What can never fit drives nothing out.
+        let error = cache.reserve(81).await.unwrap_err();
+        assert_eq!(error, "81 bytes do not fit into --cache-size");
+        assert!(cache.reserve(u64::MAX).await.is_err());
+        assert_eq!(held().len(), 2);
+        cache.reserve(20).await.unwrap();
+        assert_eq!(held(), [dir.path().join("b".repeat(64))]);
+        assert!(dir.path().join("somebody-elses").exists());
+    }
+
+    #[tokio::test]
+    async fn a_download_is_shared_and_there_are_few_at_once() {
+        let (_dir, cache) = cache(100);
+        let url: Url = "http://origin.example/base/img".parse().unwrap();
+        let (_progress, flight) = watch::channel(Flight::Asking);
+        for number in 0..FLIGHTS {
+            let mut flights = cache.flights.lock().unwrap();
+            flights.insert(number.to_string(), flight.clone());
+        }
+        let join = |name: &str| cache.clone().join(name.to_owned(), &url, expected());
+        assert!(join("0").is_some(), "it is under way");
+        assert!(join("one more").is_none());
+        assert_eq!(cache.flights.lock().unwrap().len(), FLIGHTS);
+    }
+
+    #[test]
+    fn nothing_above_the_origin_is_asked_for() {
+        let (_dir, cache) = cache(100);
+        for (path, expected) in [
+            ("os/img", Some("http://origin.example/base/os/img")),
+            ("../os/img", None),
+            ("os/%2e%2e/%2e%2e/x", None),
+            (".hidden", None),
+            ("", None),
+        ] {
+            let url = cache.url(path).map(String::from);
+            assert_eq!(url.as_deref(), expected, "{path}");
+        }
     }
 }

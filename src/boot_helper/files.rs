@@ -353,6 +353,22 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_file_that_becomes_shorter_breaks_the_answer_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let answer = async |first, length| {
+            let file = tokio::fs::File::open(&path).await.unwrap();
+            let body = bytes_of(file, Wanted { first, length });
+            axum::body::to_bytes(body, 100).await
+        };
+        assert_eq!(answer(2, 4).await.unwrap(), "2345");
+        assert_eq!(answer(0, 10).await.unwrap(), "0123456789");
+        assert!(answer(0, 11).await.is_err());
+        assert!(answer(10, 1).await.is_err());
+    }
+
     fn about() -> About {
         About {
             length: 100,

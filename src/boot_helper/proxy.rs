@@ -357,6 +357,36 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_call_without_a_token_goes_nowhere() {
+        let client = crate::control::http::proxy_client(crate::control::http::Trust::Public);
+        let (_stop, stopped) = watch::channel(false);
+        // Nobody listens there: a call that went on would be answered with 503.
+        let base = "http://[::1]:9".parse().unwrap();
+        let proxy = Proxy::new(client.unwrap(), &base, Arc::default(), stopped);
+        let call = Call::new("Register", HeaderMap::new(), Body::empty());
+        assert_eq!(proxy.pass(call).await.status(), StatusCode::UNAUTHORIZED);
+        let token = HeaderValue::from_static("Bearer x");
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, token)]);
+        let call = Call::new("Register", headers, Body::empty());
+        let status = proxy.pass(call).await.status();
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn redirects_and_endless_answers_end_here() {
+        let answer = |status: u16, body: &'static str| {
+            let answer = axum::http::Response::builder().status(status).body(body);
+            passed_on(reqwest::Response::from(answer.unwrap()), 4, None)
+        };
+        for (status, expected) in [(200, 200), (404, 404), (301, 502), (307, 502)] {
+            assert_eq!(answer(status, "").status().as_u16(), expected, "{status}");
+        }
+        let read = async |body| axum::body::to_bytes(answer(200, body).into_body(), 100).await;
+        assert_eq!(read("1234").await.unwrap(), "1234");
+        assert!(read("12345").await.is_err());
+    }
+
     #[test]
     fn headers_that_belong_to_a_connection_end_here() {
         let mut headers = HeaderMap::new();

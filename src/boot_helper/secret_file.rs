@@ -91,6 +91,36 @@ pub fn shows_ticket(authorization: Option<&HeaderValue>, tickets: &SecretString)
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_file_holds_a_secret_or_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let full = "x".repeat(LIMIT as usize);
+        for (text, expected) in [
+            (" s3cret\n".to_owned(), Ok("s3cret")),
+            (full.clone(), Ok(&*full)),
+            (format!("{full}\n"), Err("it has more than 65536 bytes")),
+            (String::new(), Err("it is empty")),
+            (" \n\t\n".to_owned(), Err("it is empty")),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            match (read(&path).await, expected) {
+                (Ok(secret), Ok(wanted)) => assert!(secret.expose_secret() == wanted),
+                (Err(error), Err(words)) => {
+                    let error = error.to_string();
+                    assert!(error.contains(words), "{error}");
+                    assert!(error.contains(path.to_str().unwrap()), "{error}");
+                }
+                (Ok(_), Err(words)) => panic!("{} bytes: not {words}", text.len()),
+                (Err(error), Ok(_)) => panic!("{error}"),
+            }
+        }
+        std::fs::write(&path, b"\xff\xfe").unwrap();
+        assert!(read(&path).await.is_err(), "no text");
+        std::fs::remove_file(&path).unwrap();
+        assert!(read(&path).await.is_err(), "no file");
+    }
+
     #[test]
     fn one_of_the_tickets_opens() {
         let tickets = SecretString::from("first-ticket\n\n second-ticket \n");
@@ -110,6 +140,7 @@ mod tests {
             "Bearer first-ticket2",
             "Bearer first-ticket second-ticket",
             "Basic first-ticket",
+            "Digest first-ticket",
             "first-ticket",
         ] {
             let value = HeaderValue::from_static(wrong);

@@ -573,6 +573,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_proxied_answer_has_no_date_of_this_host() {
+        for (route, dated) in [
+            (Route::Proxy, false),
+            (Route::Config, true),
+            (Route::Image, true),
+        ] {
+            let response = finish(route, StatusCode::OK.into_response());
+            assert_eq!(response.headers().contains_key(DATE), dated, "{route:?}");
+        }
+    }
+
+    #[test]
     fn only_a_machines_uuid_is_a_uuid() {
         let good = "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10";
         assert_eq!(machine_of(good).unwrap().to_string(), good);

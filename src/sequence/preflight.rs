@@ -242,6 +242,18 @@ mod tests {
     use crate::storage::testing::disk;
 
     #[test]
+    fn a_disk_image_needs_one_root_disk() {
+        let [a, b] = ["sda", "sdb"].map(|name| disk(name, 1 << 30));
+        assert_eq!(the_one(std::slice::from_ref(&a), "l").unwrap(), a);
+        for wrong in [&[][..], &[a, b]] {
+            let failure = the_one(wrong, "l").err().unwrap();
+            assert_eq!(failure.step, Step::Preflight);
+            let words = format!("the root of layout \"l\" is on {}", wrong.len());
+            assert!(failure.cause.contains(&words), "{}", failure.cause);
+        }
+    }
+
+    #[test]
     fn only_a_record_of_this_allocation_counts() {
         let (its, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let record = |allocation, disks: &[&str]| {

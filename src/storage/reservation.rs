@@ -77,17 +77,30 @@ enum NotCleared {
 /// Clears the reservations on those disks in scope that policy lists. One that stays keeps the
 /// wipe from writing, which then says so.
 pub fn clear(scoped: &ScopedDisks, listed: &[String]) {
-    let listed = scoped.only(|disk| is_listed(disk, listed));
-    let held = held(listed.disks());
-    for disk in listed.disks().iter().filter(|it| held.contains(&it.name)) {
+    for disk in to_clear(scoped, listed, held) {
         let path = disk.path.display();
-        match clear_one(disk) {
+        match clear_one(&disk) {
             Ok(()) => tracing::warn!(
                 "{path} was reserved, which was cleared: policy.clear_reservations lists it"
             ),
             Err(error) => tracing::error!("{path} stays reserved: {error}"),
         }
     }
+}
+
+/// The disks that policy lists and that are reserved; no other disk is even asked.
+fn to_clear(
+    scoped: &ScopedDisks,
+    listed: &[String],
+    held: impl FnOnce(&[Disk]) -> Vec<String>,
+) -> Vec<Disk> {
+    let listed = scoped.only(|disk| is_listed(disk, listed));
+    let held = held(listed.disks());
+    let listed = listed.disks().iter();
+    listed
+        .filter(|disk| held.contains(&disk.name))
+        .cloned()
+        .collect()
 }
 
 /// A host that registers may clear, whoever else holds the reservation (SPC-5, CLEAR service
@@ -238,6 +251,9 @@ fn first_answer(mut ask: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::eligible::{Reason, Sorted};
+    use crate::storage::scope::disks_in_scope;
+    use crate::storage::testing::{disk, every_disk};
 
     #[test]
     fn questions_byte_for_byte() {
@@ -246,6 +262,29 @@ mod tests {
         assert_eq!((report.opcode, report.nsid), (0x0e, 3));
         assert_eq!((report.cdw10, report.cdw11, report.data_len), (15, 0, 64));
         assert_eq!(nvme_report(1, true).cdw11, 1);
+    }
+
+    #[test]
+    fn only_what_is_listed_and_reserved_is_cleared() {
+        let sorted = Sorted {
+            erasable: ["sda", "sdb", "sdc"].map(|name| disk(name, 1)).to_vec(),
+            left_alone: vec![(disk("sdd", 1), Reason::ReadOnly)],
+        };
+        let scoped = disks_in_scope(&every_disk(), &sorted, None).unwrap();
+        let listed = ["SER-sda", "SER-sdb", "SER-sdd"].map(str::to_owned);
+        // All are reserved, but for sda.
+        let held = |asked: &[Disk]| -> Vec<String> {
+            let names: Vec<String> = asked.iter().map(|disk| disk.name.clone()).collect();
+            assert_eq!(names, ["sda", "sdb"]);
+            vec!["sdb".to_owned(), "sdc".to_owned(), "sdd".to_owned()]
+        };
+        let found = to_clear(&scoped, &listed, held);
+        assert_eq!(found, [disk("sdb", 1)]);
+        let nothing = to_clear(&scoped, &[], |asked| {
+            assert_eq!(asked, []);
+            Vec::new()
+        });
+        assert_eq!(nothing, []);
     }
 
     #[test]

@@ -294,6 +294,24 @@ mod tests {
         let mut no_esp = layout();
         no_esp.filesystems.remove(2);
         assert_eq!(root_of(&no_esp).unwrap(), ["sda"]);
+        // Neither is a root, whatever stands there.
+        for (device, format) in [("tmpfs", Format::Tmpfs), ("/dev/sdb1", Format::Swap)] {
+            let mut odd = layout();
+            odd.filesystems.push(filesystem(device, format, "/"));
+            assert_eq!(root_of(&odd).unwrap(), ["sda"], "{device}");
+        }
+    }
+
+    #[test]
+    fn fewer_disks_are_no_wider_a_right() {
+        for (scope, extent) in [
+            (root_scope(), Extent::RootDisks),
+            (every_disk(), Extent::EveryDisk),
+        ] {
+            let scoped = disks_in_scope(&scope, &machine(), Some(&layout())).unwrap();
+            let fewer = scoped.only(|disk| disk.name == "sda");
+            assert_eq!((fewer.extent(), &*names(&fewer)), (extent, &["sda"][..]));
+        }
     }
 
     #[test]
