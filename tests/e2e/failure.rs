@@ -91,7 +91,9 @@ fn a_panic_is_told_each_time_and_the_pauses_grow_over_reboots() {
 #[test]
 fn a_machine_without_a_card_holds_until_one_is_plugged_in() {
     let bed = Bed::plan("failure_no_card").start();
-    let mut machine = bed.machine(media::agent(), vec![used_disk(&bed, "disk")]);
+    // A card may be slow to appear; nobody has to wait for that here.
+    let start = media::agent_with("anvil.policy.slaac_timeout_seconds=5");
+    let mut machine = bed.machine(start, vec![used_disk(&bed, "disk")]);
     machine.cards.clear();
     machine.extra = ["-device", "qemu-xhci,id=late"].map(str::to_owned).into();
     let before = machine.disks[0].hash();
