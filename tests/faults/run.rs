@@ -20,6 +20,8 @@ use crate::support::wire::{Rules, Weather, Wiring};
 
 /// From the end of the last fault to the installed OS, at most.
 pub const BOUND: Duration = Duration::from_secs(8 * 60);
+/// An installed OS that does not come up because its disk failed is switched off and on after this.
+const HANDS: Duration = Duration::from_secs(60);
 /// Starts that one run may take: more is a loop.
 const MAX_STARTS: usize = 25;
 /// How often the run is looked at.
@@ -210,6 +212,11 @@ impl Run {
             }
             if let Some(end) = guest.ended() {
                 self.guest_is_gone();
+                // What was said since.
+                let text = guest.text();
+                if text.contains(BOOTED) {
+                    return Ok(true);
+                }
                 return match end {
                     End::Reset if is_explained(&text) => Ok(false),
                     // What was installed is no business of the agent's.
@@ -228,7 +235,14 @@ impl Run {
                 .coming
                 .iter()
                 .any(|it| matches!(it.state, State::Acting(_)));
-            if !acting && self.calm.elapsed() > BOUND {
+            let calm = self.calm.elapsed();
+            if !acting && calm > HANDS && guest.disk_errors() > 0 && is_in_the_os(&text) {
+                // The installed kernel waits for a root that it could not read: no business of the
+                // agent's, which is to bring it up again.
+                self.guest_is_gone();
+                return Ok(false);
+            }
+            if !acting && calm > BOUND {
                 return Err(format!("stuck: {} s after the last fault", BOUND.as_secs()));
             }
             std::thread::sleep(ROUND);
