@@ -24,8 +24,9 @@ use sha2::{Digest, Sha256};
 
 use schedule::{PHASES, Schedule};
 
-/// The short campaign: seeds whose runs have hit most kinds of fault, at every phase.
-const SHORT: [u64; 6] = [1, 52, 68, 80, 98, 168];
+/// The short campaign: seeds whose runs have hit each kind of fault but the damaged image, at every
+/// phase, in few starts.
+const SHORT: [u64; 6] = [68, 98, 188, 223, 228, 239];
 
 fn order(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
