@@ -245,21 +245,22 @@ fetch_ipxe() {
     local version=1.21.1+git20250501.dad20602+dfsg-1
     local digest=eeaca79dbde0fb86c102bf1d362c6f6a67ed0ddab38b3dd12e1b332339f5dd99
     local mirror=${METAL_ANVIL_MIRROR:-http://deb.debian.org/debian} log=$LOGS/ipxe.log kept own from
+    local found=
     local snapshot=${METAL_ANVIL_SNAPSHOT:-https://snapshot.debian.org/archive/debian/20250901T000000Z}
     kept=$CACHE/debs/ipxe-$version-$digest.deb
     if [[ ! -s $kept ]]; then
         own=$(mktemp -d)
         for from in "$mirror" "$snapshot"; do
             say "downloading iPXE $version from $from"
-            # It compares the digest and keeps nothing that is wrong.
             /usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file \
-                "$from/pool/main/i/ipxe/ipxe_${version}_all.deb" "$own/found.deb" "SHA256:$digest" >"$log" 2>&1 && break
+                "$from/pool/main/i/ipxe/ipxe_${version}_all.deb" "$own/found.deb" "SHA256:$digest" >>"$log" 2>&1 && found=1 && break
             tail -n 2 "$log" >&2
         done
-        [[ -s $own/found.deb ]] || die "cannot download ipxe $version of Debian 13: neither $mirror nor $snapshot gives the package with SHA-256 $digest; put it into $kept (whole log: $log)"
+        [[ -n $found ]] || die "cannot download ipxe $version of Debian 13: neither $mirror nor $snapshot gives the package with SHA-256 $digest; put it into $kept (whole log: $log)"
         install_new "$own/found.deb" "$kept"
         rm -rf "$own"
     fi
+    sha256sum --quiet -c - <<<"$digest  $kept" >&2 || die "$kept is not the package that scripts/lib.sh names; delete it and try again"
     dpkg-deb --fsys-tarfile "$kept" | tar -xO ./usr/lib/ipxe/ipxe-amd64.efi >"$1"
 }
 

@@ -31,11 +31,15 @@ pub fn parse(text: &str) -> CommandLine {
     let mut keys = Map::new();
     let mut found = CommandLine::default();
     for (key, value) in words(text) {
-        let Some(value) = value else { continue };
+        // Who asks for a rescue has a disk to save: whatever does not clearly say no is yes.
+        let rescue = matches!(key.as_str(), "rescue" | "anvil.rescue");
+        let Some(value) = value.or_else(|| rescue.then(String::new)) else {
+            continue;
+        };
         match key.as_str() {
+            _ if rescue => drop(keys.insert("rescue".into(), Value::Bool(!is_no(&value)))),
             "PIXIE_API_URL" => drop(keys.insert("boot_helper_url".into(), Value::String(value))),
             "DEBUG" => drop(keys.insert("debug".into(), Value::Bool(truth(&value)))),
-            "rescue" => drop(keys.insert("rescue".into(), Value::Bool(truth(&value)))),
             // The last one wins, as it does for the kernel's own /dev/console.
             "console" => drop(keys.insert("console".into(), Value::String(value))),
             MEDIUM => found.medium = Some(value),
@@ -65,14 +69,12 @@ fn typed(key: &str, value: String) -> Value {
     match key {
         "debug"
         | "ipv6"
-        | "rescue"
         | "proxy_apiserver"
         | "policy.image_without_checksum"
         | "policy.watchdog.enabled" => Value::Bool(truth(&value)),
         "ntp_servers"
         | "rescue_ssh_keys"
         | "policy.exclude_disks"
-        | "policy.clear_reservations"
         | "policy.inventory_tags"
         | "policy.kexec_denylist" => value.split(',').map(str::to_owned).collect(),
         key if key.starts_with("policy.") => value.parse().map_or(Value::String(value), u64::into),
@@ -102,6 +104,11 @@ fn insert(keys: &mut Map<String, Value>, key: &str, value: Value) {
 
 fn truth(value: &str) -> bool {
     matches!(value, "1" | "true" | "yes" | "on" | "y")
+}
+
+fn is_no(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    matches!(value.as_str(), "0" | "false" | "no" | "off" | "n")
 }
 
 /// Splits a command line as the kernel does (`lib/cmdline.c`, `next_arg`): at white space,
@@ -164,12 +171,20 @@ mod tests {
     #[test]
     fn rescue_is_asked_for_by_one_word_alone() {
         let asked = |text: &str| parse(text).layer.rescue;
-        for text in ["rescue=1", "anvil.rescue=1", "quiet rescue=true"] {
+        for text in [
+            "rescue=1",
+            "anvil.rescue=1",
+            "quiet rescue=true",
+            "rescue",
+            "rescue=",
+            "rescue=True",
+            "anvil.rescue=2",
+            "rescue=0 rescue",
+        ] {
             assert_eq!(asked(text), Some(true), "{text}");
         }
         for text in [
             "",
-            "rescue",
             "DEBUG=1",
             "rescued=1",
             "RESCUE=1",
@@ -178,7 +193,9 @@ mod tests {
         ] {
             assert_eq!(asked(text), None, "{text}");
         }
-        assert_eq!(asked("rescue=1 rescue=0"), Some(false), "the last one wins");
+        for text in ["rescue=1 rescue=0", "rescue=No", "anvil.rescue=off"] {
+            assert_eq!(asked(text), Some(false), "{text}");
+        }
         let line = parse(&format!(
             "rescue=1 anvil.rescue_ssh_keys=\"{KEY} who@where\""
         ));

@@ -63,7 +63,6 @@ impl Policy {
             wipe_failures: self.wipe_failures.or(below.wipe_failures),
             // Both count: a disk that anybody wants left alone is.
             exclude_disks: [self.exclude_disks, below.exclude_disks].concat(),
-            clear_reservations: [self.clear_reservations, below.clear_reservations].concat(),
             kexec_denylist: [self.kexec_denylist, below.kexec_denylist].concat(),
             inventory_tags: if self.inventory_tags.is_empty() {
                 below.inventory_tags

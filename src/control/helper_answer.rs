@@ -161,12 +161,6 @@ pub struct Policy {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub exclude_disks: Vec<String>,
-    /// Serials or WWNs of disks whose reservations are cleared when the disks are wiped.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub clear_reservations: Vec<String>,
     /// Machines that are started by a reset instead of kexec: DMI texts or PCI IDs.
     #[serde(
         deserialize_with = "null_is_default",
@@ -357,8 +351,7 @@ mod tests {
         "image_cache":"http://cache","proxy_apiserver":true,
         "policy":{"adopt":"boot-disk","lldp":{"interfaces":1,"chassis":1,"timeout_seconds":9},
           "slaac_timeout_seconds":60,"wait_hours":24,
-          "bmc":"required","bmc_user":"ops","bmc_super_user":"ADMIN","exclude_disks":["SER1"],
-          "clear_reservations":["SER2"]}}"#;
+          "bmc":"required","bmc_user":"ops","bmc_super_user":"ADMIN","exclude_disks":["SER1"]}}"#;
 
     #[test]
     fn an_answer_survives_being_written_and_read() {

@@ -229,7 +229,8 @@ pub async fn install_disk(
     let summary = pipeline::run(begun, work, source.limit, progress).await?;
     let written = Arc::into_inner(disk)
         .ok_or_else(|| Error::Pipeline("a worker thread still has the disk".to_owned()))?;
-    let file = tokio::task::block_in_place(|| written.commit())?;
+    let committed = tokio::task::spawn_blocking(|| written.commit()).await;
+    let file = committed.map_err(|error| Error::Pipeline(format!("the last write: {error}")))??;
     Ok((VerifiedImage(summary), file))
 }
 

@@ -202,8 +202,7 @@ impl Registered {
         let medium = &self.authorized.connected.booted.medium;
         let sorted = eligible::erasable(disks, medium.iter().map(String::as_str), &exclusions);
         let held = block_in_place(|| reservation::held(&sorted.erasable));
-        let cleared = &self.authorized.settings.policy.clear_reservations;
-        let sorted = sorted.without_reserved(&held, cleared);
+        let sorted = sorted.without_reserved(&held);
         for (disk, reason) in &sorted.left_alone {
             let path = disk.path.display();
             match reason {
@@ -241,7 +240,6 @@ impl Registered {
         steps::begin(Step::Wipe);
         steps::doing(format!("wiping {} disks", disks.disks().len()), None);
         let policy = &self.authorized.settings.policy;
-        reservation::clear(disks, &policy.clear_reservations);
         let result = wipe::wipe(disks, depth(policy.wipe, occasion), progress);
         let (wiped, error) = match result {
             Ok(wiped) => (wiped, None),

@@ -172,12 +172,15 @@ fn read_medium(label: &str) -> Result<(Layer, Vec<String>), Failure> {
 }
 
 /// Logs what could not be used. A policy that cannot be read may have excluded disks from
-/// being written, so the boot does not go on without it.
+/// being written, and a rescue all of them, so the boot does not go on without it.
 fn refuse_half_a_policy(source: &str, problems: &[file::Problem]) -> Result<(), Failure> {
     for problem in problems {
         tracing::warn!("{source}, {problem}");
     }
-    match problems.iter().find(|problem| problem.key == "policy") {
+    match problems
+        .iter()
+        .find(|problem| ["policy", "rescue"].contains(&problem.key.as_str()))
+    {
         Some(problem) => Err(Failure::new(Step::Start, format!("{source}, {problem}"))),
         None => Ok(()),
     }

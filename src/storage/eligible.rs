@@ -50,9 +50,7 @@ impl fmt::Display for Reason {
             Self::ReadOnly => f.write_str("read-only"),
             Self::Fabric(transport) => write!(f, "a fabric disk ({transport})"),
             Self::Excluded(by) => write!(f, "excluded by policy ({by})"),
-            Self::Reserved => f.write_str(
-                "reserved by another host; free it there first, or if no other host uses it, list its serial in policy.clear_reservations",
-            ),
+            Self::Reserved => f.write_str("reserved by another host; free it there first"),
             Self::SecondPath(of) => write!(f, "a second path to {of}"),
         }
     }
@@ -66,14 +64,13 @@ pub struct Sorted {
 }
 
 impl Sorted {
-    /// Leaves those alone whose kernel names are in `held`: they are reserved. Unless `cleared`
-    /// lists them ([`is_listed`]): then the reservation goes with the wipe.
+    /// Leaves those alone whose kernel names are in `held`: they are reserved.
     #[must_use]
-    pub fn without_reserved(mut self, held: &[String], cleared: &[String]) -> Self {
+    pub fn without_reserved(mut self, held: &[String]) -> Self {
         let (reserved, erasable) = self
             .erasable
             .into_iter()
-            .partition(|disk| held.contains(&disk.name) && !is_listed(disk, cleared));
+            .partition(|disk| held.contains(&disk.name));
         self.erasable = erasable;
         let reserved: Vec<Disk> = reserved;
         self.left_alone
@@ -159,29 +156,19 @@ fn is_virtual_media(model: &str) -> bool {
     .any(|name| model.contains(name))
 }
 
-fn same(entry: &str, value: &str) -> bool {
-    !entry.trim().is_empty() && entry.trim().eq_ignore_ascii_case(value)
-}
-
-fn is_wwn(entry: &str, disk: &Disk) -> bool {
-    same(bare_wwn(entry), bare_wwn(&disk.wwn))
-}
-
-/// Whether one of `entries` is the disk's serial number or WWN. Kernel names do not count: another
-/// disk may have this one's in the next boot.
-#[must_use]
-pub fn is_listed(disk: &Disk, entries: &[String]) -> bool {
-    let mut entries = entries.iter();
-    entries.any(|entry| same(entry, &disk.serial) || is_wwn(entry, disk))
-}
-
 fn excluded_by(disk: &Disk, exclusions: &Exclusions) -> Option<String> {
+    let same = |a: &str, b: &str| !a.trim().is_empty() && a.trim().eq_ignore_ascii_case(b);
     let path = disk.path.to_string_lossy();
     let by_serial = exclusions
         .serials
         .iter()
         .find(|entry| same(entry, &disk.serial));
-    let by_wwn = || exclusions.wwns.iter().find(|entry| is_wwn(entry, disk));
+    let by_wwn = || {
+        exclusions
+            .wwns
+            .iter()
+            .find(|entry| same(bare_wwn(entry), bare_wwn(&disk.wwn)))
+    };
     let by_path = || {
         exclusions
             .paths
@@ -312,30 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn a_reserved_disk_is_left_alone_unless_listed() {
-        let disks = ["sda", "sdb"].map(|name| Disk {
-            wwn: format!("naa.5000{name}"),
-            ..disk(name, 1 << 30)
-        });
+    fn a_reserved_disk_is_left_alone() {
+        let disks = ["sda", "sdb"].map(|name| disk(name, 1 << 30));
         let sorted = erasable(disks.to_vec(), None, &Exclusions::default());
-        let held = ["sdb".to_owned()];
-        // Kernel names, other disks and nothing at all list no disk.
-        let others = strings(&["sdb", "/dev/sdb", "SER-sda", "", " "]);
-        let sorted = sorted.without_reserved(&held, &others);
+        let sorted = sorted.without_reserved(&["sdb".to_owned()]);
         assert_eq!(sorted.erasable.len(), 1);
         assert_eq!(sorted.erasable[0].name, "sda");
         assert_eq!(sorted.left_alone[0].0.name, "sdb");
         assert_eq!(sorted.left_alone[0].1, Reason::Reserved);
-        for listed in ["ser-SDB", "naa.5000sdb", "0x5000SDB"] {
-            let sorted = erasable(disks.to_vec(), None, &Exclusions::default());
-            let sorted = sorted.without_reserved(&held, &strings(&[listed]));
-            assert_eq!(sorted.erasable, disks, "{listed}");
-        }
-        let mut silent = disks[1].clone();
-        (silent.serial, silent.wwn) = (String::new(), String::new());
-        let sorted = erasable(vec![silent], None, &Exclusions::default());
-        let sorted = sorted.without_reserved(&held, &strings(&["", " "]));
-        assert_eq!(sorted.erasable, []);
     }
 
     #[test]

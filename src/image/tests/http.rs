@@ -346,7 +346,7 @@ async fn a_target_that_is_not_there() {
     assert_eq!(server.ranges().len(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_disk_image_is_probed_written_and_verified() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir().unwrap();
