@@ -246,8 +246,9 @@ fn services_are_kept_from_starting_for_a_moment_only() {
              echo \"says $?\"; {command}; }}; without_services work",
             policy.display()
         );
-        let output = Command::new("bash")
-            .args(["-c", &script])
+        // What ignores Ctrl-C, as a background job does, hands that on; a shell cannot undo it.
+        let output = Command::new("env")
+            .args(["--default-signal=INT", "bash", "-c", &script])
             .env("METAL_ANVIL_POLICY_RC_D", &policy)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()

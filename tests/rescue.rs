@@ -174,8 +174,8 @@ fn a_shell_on_every_console_and_disks_as_they_were() {
     guest.wait_for(GREETING, SOON);
     let answer = ask(&mut guest, "echo SUM-$((20+22)) on `tty`", "SUM-42");
     assert!(answer.contains("on /dev/ttyS0"), "{answer}");
-    // Ctrl-C reaches what runs: the shell has the terminal.
-    guest.type_in("echo SLEEPS-$((1+1)); sleep 1000\n");
+    // Ctrl-C reaches what runs: the shell has the terminal. A program that speaks has taken it.
+    guest.type_in("sh -c 'echo SLEEPS-$((1+1)); exec sleep 1000'\n");
     guest.wait_for("SLEEPS-2", SOON);
     guest.type_in("\x03");
     ask(&mut guest, "echo BACK-$((1+1))", "BACK-2");
