@@ -25,8 +25,8 @@ use sha2::{Digest, Sha256};
 use schedule::{PHASES, Schedule};
 
 /// The short campaign: seeds whose runs have hit each kind of fault but the damaged image, at every
-/// phase, in few starts.
-const SHORT: [u64; 6] = [68, 98, 188, 223, 228, 239];
+/// phase, in few starts. The longest comes first.
+const SHORT: [u64; 6] = [223, 68, 98, 188, 228, 239];
 
 fn order(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
