@@ -191,13 +191,14 @@ impl Machine {
     }
 
     fn arguments(&self, command: &mut Command, qmp: &Path) {
-        let (accel, cpu) = match std::env::var("METAL_ANVIL_ACCEL") {
-            Ok(accel) if accel == "kvm" => (accel, "host"),
-            Ok(accel) => (accel, EMULATED),
-            // With a thread per processor, QEMU 7.2 can crash: the memory map changes under one
-            // that is just writing to a device (mr is NULL in memory_region_dispatch_write).
-            Err(_) if self.processors != "1" => ("tcg,thread=single".to_owned(), EMULATED),
-            Err(_) => ("tcg".to_owned(), EMULATED),
+        let accel = std::env::var("METAL_ANVIL_ACCEL").unwrap_or_else(|_| "tcg".to_owned());
+        let cpu = if accel == "kvm" { "host" } else { EMULATED };
+        // With a thread per processor, QEMU 7.2 can crash: the memory map changes under one that
+        // is just writing to a device (mr is NULL in memory_region_dispatch_write).
+        let threads = if accel == "tcg" && self.processors != "1" {
+            ",thread=single"
+        } else {
+            ""
         };
         let mut a = |text: &str| {
             command.args(text.split_whitespace());
@@ -209,7 +210,7 @@ impl Machine {
             ("off", OVMF_CODE)
         };
         a(&format!(
-            "-machine q35,smm={smm} -accel {accel} -cpu {cpu} -smp {} -m {}",
+            "-machine q35,smm={smm} -accel {accel}{threads} -cpu {cpu} -smp {} -m {}",
             self.processors, self.memory
         ));
         if self.secure_boot {
@@ -619,11 +620,14 @@ impl Guest {
     /// Where its processors are: the lines of `info registers` that tell.
     fn at(&self) -> String {
         let order = json!({"command-line": "info registers -a"});
-        let registers = self.qmp.execute("human-monitor-command", order);
-        let registers = registers.unwrap_or_else(|error| error.into());
-        let lines = registers.as_str().unwrap_or_default().lines();
-        let lines: Vec<&str> = lines.filter(|line| line.starts_with("RIP=")).collect();
-        format!("still running at {lines:?}")
+        match self.qmp.execute("human-monitor-command", order) {
+            Ok(registers) => {
+                let lines = registers.as_str().unwrap_or_default().lines();
+                let lines: Vec<&str> = lines.filter(|line| line.starts_with("RIP=")).collect();
+                format!("still running at {lines:?}")
+            }
+            Err(error) => format!("still running; where: {error}"),
+        }
     }
 
     /// All console text so far.
