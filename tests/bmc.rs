@@ -13,9 +13,10 @@ use serde_json::Value;
 
 use support::bed::Bed;
 use support::disk::{Bus, Disk};
-use support::guest::{End, Machine, Start};
+use support::guest::End;
 use support::initrd::{built, newc};
 use support::ipmi::{self, BMC_ADDRESS, BMC_MAC, FACTORY, FRU};
+use support::machine::{Machine, Start};
 use support::media::{self, CONSOLE, NO_TIMER_CHECK};
 use support::mock_bmc::MockBmc;
 use support::root;

@@ -11,8 +11,9 @@ use support::allocation::Allocation;
 use support::bed::Bed;
 use support::console::LOGIN;
 use support::disk::{Bus, Disk};
-use support::guest::{End, Guest, Media};
+use support::guest::{End, Guest};
 use support::images::Image;
+use support::machine::Media;
 use support::media::{self, helper_url};
 
 /// Legal order of a good boot's events.

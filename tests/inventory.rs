@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use support::guest::Machine;
+use support::machine::Machine;
 use support::process::run;
 use support::{light, root};
 

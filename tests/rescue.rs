@@ -9,8 +9,9 @@ use std::process::Command;
 use serde_json::json;
 
 use support::disk::{Bus, Disk};
-use support::guest::{End, Guest, Machine, Media, Start};
+use support::guest::{End, Guest};
 use support::initrd::{joined, names};
+use support::machine::{Machine, Media, Start};
 use support::media::{self, CONSOLE, NO_TIMER_CHECK};
 use support::netns::{Netns, SERVICE};
 use support::process::run;

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::guest::{Guest, Machine, Start};
+use support::guest::Guest;
 use support::initrd::{built, newc};
+use support::machine::{Machine, Start};
 use support::media::{self, CONSOLE, NO_TIMER_CHECK};
 use support::process::run;
 use support::root;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::Row;
 use crate::support::bed::Bed;
-use crate::support::guest::{Media, Start};
+use crate::support::machine::{Media, Start};
 use crate::support::media::{CONSOLE, NO_TIMER_CHECK};
 use crate::support::process::run;
 use crate::support::root;

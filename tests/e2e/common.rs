@@ -3,8 +3,9 @@
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk};
-use crate::support::guest::{End, Guest, Machine, Start};
+use crate::support::guest::{End, Guest};
 use crate::support::images::Image;
+use crate::support::machine::{Machine, Start};
 use crate::support::{loki, media};
 
 /// What a failed boot says on the console, before the step and the cause.

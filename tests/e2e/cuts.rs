@@ -15,8 +15,9 @@ use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk};
-use crate::support::guest::{End, Machine, Start};
+use crate::support::guest::End;
 use crate::support::images::Image;
+use crate::support::machine::{Machine, Start};
 use crate::support::media;
 use crate::support::process::run;
 

@@ -8,8 +8,8 @@ use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk};
-use crate::support::guest::Start;
 use crate::support::images::Image;
+use crate::support::machine::Start;
 use crate::support::media;
 
 /// The agent's largest resident set may be this many MiB during the install; what it knows of

@@ -8,8 +8,9 @@ use serde_json::json;
 
 use crate::common::*;
 use crate::support::bed::Bed;
-use crate::support::guest::{End, Guest, Start};
+use crate::support::guest::{End, Guest};
 use crate::support::initrd::{built, joined, newc};
+use crate::support::machine::Start;
 use crate::support::media::{self, CONSOLE, NO_TIMER_CHECK, helper_url};
 use crate::support::process::run;
 

@@ -4,8 +4,9 @@ use crate::common::*;
 use crate::support::allocation::{Allocation, SSH_KEY};
 use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk};
-use crate::support::guest::{End, Start};
+use crate::support::guest::End;
 use crate::support::images::{Edit, Image, tiny_with};
+use crate::support::machine::Start;
 use crate::support::{loki, media};
 
 #[test]

@@ -5,8 +5,9 @@ use serde_json::json;
 use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
-use crate::support::guest::{End, Machine, Media, Order};
+use crate::support::guest::End;
 use crate::support::images::{Edit, Image, tiny_with};
+use crate::support::machine::{Machine, Media, Order};
 use crate::support::media::{self, helper_url};
 
 /// A machine that boots from the ISO in a CD drive, as a BMC attaches it.

@@ -9,8 +9,9 @@ use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk, MIB};
 use crate::support::examine::{examine, list, text};
-use crate::support::guest::{End, Guest, Start};
+use crate::support::guest::{End, Guest};
 use crate::support::images::Image;
+use crate::support::machine::Start;
 use crate::support::media;
 use crate::support::root;
 

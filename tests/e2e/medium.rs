@@ -5,8 +5,8 @@ use serde_json::json;
 use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
-use crate::support::guest::Media;
 use crate::support::images::Image;
+use crate::support::machine::Media;
 use crate::support::media::{self, helper_url};
 use crate::support::services::Helper;
 

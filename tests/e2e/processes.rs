@@ -6,9 +6,10 @@ use std::fs;
 use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
-use crate::support::guest::{End, Start};
+use crate::support::guest::End;
 use crate::support::images::Image;
 use crate::support::initrd::{built, newc};
+use crate::support::machine::Start;
 use crate::support::{loki, media};
 
 /// The media's initrd with the watcher in it, which is started first.

@@ -7,8 +7,9 @@ use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
 use crate::support::disk::{Bus, Disk, MIB};
-use crate::support::guest::{End, Guest, Machine, Start};
+use crate::support::guest::{End, Guest};
 use crate::support::images::Image;
+use crate::support::machine::{Machine, Start};
 use crate::support::media;
 
 /// A machine with tiny on /dev/vda and disks full of a tenant's data behind it, each with a serial

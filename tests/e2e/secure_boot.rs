@@ -5,8 +5,9 @@ use serde_json::json;
 use crate::common::*;
 use crate::support::allocation::Allocation;
 use crate::support::bed::Bed;
-use crate::support::guest::{End, Machine, Media, Order, Start};
+use crate::support::guest::End;
 use crate::support::images::{Edit, tiny_file, tiny_with};
+use crate::support::machine::{Machine, Media, Order, Start};
 use crate::support::media::{self, helper_url};
 use crate::support::secure_boot::Keys;
 

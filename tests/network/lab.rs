@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use crate::support::guest::{Guest, Machine, Start};
+use crate::support::guest::Guest;
 use crate::support::initrd::{built, newc};
+use crate::support::machine::{Machine, Start};
 use crate::support::media::{CONSOLE, NO_TIMER_CHECK, part};
 use crate::support::netns::{LEAVES, Netns};
 use crate::support::process::{Process, run};

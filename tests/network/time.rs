@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::support::bed::Bed;
-use crate::support::guest::{Guest, Media, Start};
+use crate::support::guest::Guest;
+use crate::support::machine::{Media, Start};
 use crate::support::media;
 use crate::support::netns::SERVICE;
 use crate::support::services::TLS_HELPER_PORT;

@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::allocation::Allocation;
 use super::disk::Disk;
-use super::guest::{Guest, Machine, Start};
+use super::guest::Guest;
 use super::images::Image;
+use super::machine::{Machine, Start};
 use super::netns::{LEAVES, Leaf, Netns, SERVICE};
 use super::process::Process;
 use super::root;

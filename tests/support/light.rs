@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::guest::{Machine, Start};
 use super::initrd::{built, newc};
+use super::machine::{Machine, Start};
 use super::media::{self, CONSOLE, NO_TIMER_CHECK};
 use super::process::run;
 

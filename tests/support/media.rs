@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::guest::{Media, Start};
+use super::machine::{Media, Start};
 use super::netns::SERVICE;
 use super::process::run;
 use super::root;

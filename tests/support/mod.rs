@@ -17,6 +17,7 @@ pub mod initrd;
 pub mod ipmi;
 pub mod light;
 pub mod loki;
+pub mod machine;
 pub mod machines;
 pub mod media;
 pub mod mock_bmc;
