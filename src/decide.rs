@@ -68,6 +68,15 @@ pub enum Journal {
 )]
 pub struct JournalTextError(String);
 
+impl Journal {
+    /// What stands while disks that were wiped once are wiped again: an install of nobody's. Whatever
+    /// the control plane answers to it, every disk is wiped before anything else happens.
+    pub const NOT_WIPED: Self = Self::Installing {
+        allocation: Uuid::nil(),
+        extent: Extent::EveryDisk,
+    };
+}
+
 impl fmt::Display for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -420,6 +429,7 @@ mod tests {
                 extent: Extent::EveryDisk,
             },
             Journal::Installed { allocation: U },
+            Journal::NOT_WIPED,
         ] {
             assert_eq!(journal.to_string().parse(), Ok(journal));
         }
@@ -432,6 +442,23 @@ mod tests {
             "installed \u{0}",
         ] {
             assert!(wrong.parse::<Journal>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_wipe_that_was_cut_is_begun_again_whoever_gets_the_machine() {
+        for adopt in [Adopt::Hold, Adopt::BootDisk, Adopt::Wipe] {
+            let decided = |answer| decide(&Journal::NOT_WIPED, answer, adopt);
+            assert_eq!(
+                decided(Answer::NoAllocation),
+                Decision::WipeAndWait(every())
+            );
+            for uuid in [U, Uuid::nil()] {
+                for age in [Age::Fresh, Age::Standing] {
+                    let answer = allocation(uuid, age, false);
+                    assert_eq!(decided(answer), Decision::WipeAndInstall(every()));
+                }
+            }
         }
     }
 

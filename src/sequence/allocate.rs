@@ -193,12 +193,7 @@ impl Registered {
     pub(super) fn sorted_disks(&self) -> Result<Sorted, Failure> {
         let disks = disks::discover(Path::new("/sys")).during(Step::Wipe)?;
         let excluded = &self.authorized.settings.policy.exclude_disks;
-        // An operator names a disk by whatever stands on its label.
-        let exclusions = Exclusions {
-            serials: excluded.clone(),
-            wwns: excluded.clone(),
-            paths: excluded.clone(),
-        };
+        let exclusions = Exclusions::new(excluded).during(Step::Wipe)?;
         let medium = &self.authorized.connected.booted.medium;
         let sorted = eligible::erasable(disks, medium.iter().map(String::as_str), &exclusions);
         let held = block_in_place(|| reservation::held(&sorted.erasable));
@@ -269,6 +264,9 @@ impl Registered {
             tracing::info!("{} disks are still empty", disks.disks().len());
             return Ok(());
         }
+        // A wipe that is cut, or fails, takes away what shows that the disk is not empty.
+        let efi = &self.authorized.connected.booted.efi;
+        journal::write(efi, &Journal::NOT_WIPED).during(Step::Wipe)?;
         self.wipe(&dirty, progress)
     }
 
@@ -301,7 +299,11 @@ impl Registered {
             self.answer(Some(&allocation)),
             Default::default(),
         ) {
-            Decision::Install(scope) => Ok(self.allocated(allocation, scope, true)),
+            Decision::Install(scope) => {
+                // Disks may have come since they were looked at: a wait takes days.
+                self.check(&scope, progress)?;
+                Ok(self.allocated(allocation, scope, true))
+            }
             other => {
                 let why = format!(
                     "wiped disks and an allocation lead to {other}; this is a defect of the agent"

@@ -73,6 +73,7 @@ impl Classed for NoDisk {
 }
 
 impl Classed for std::io::Error {}
+impl Classed for crate::storage::eligible::UnknownLink {}
 impl Classed for config::medium::MediumError {}
 impl Classed for control::Error {}
 impl Classed for control::boot_helper_client::HelperError {}

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Deserialize;
+use thiserror::Error;
 
 use super::disks::{DevId, Disk, Transport};
 
@@ -15,6 +16,37 @@ pub struct Exclusions {
     pub wwns: Vec<String>,
     /// Device nodes or kernel names: `/dev/sda` or `sda`.
     pub paths: Vec<String>,
+}
+
+/// An exclusion that no disk here could ever match: links are udev's, which does not run here.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "policy.exclude_disks names {0:?}; expected a serial, a WWN, or a kernel's path such as /dev/sda: \
+     the links below /dev/disk do not exist here. Name the disk by its serial or WWN"
+)]
+pub struct UnknownLink(String);
+
+impl Exclusions {
+    /// An operator names a disk by whatever stands on its label: each entry may be any of the three.
+    ///
+    /// # Errors
+    /// A path that is no device node of the kernel's: the disk that it means would be written.
+    pub fn new(entries: &[String]) -> Result<Self, UnknownLink> {
+        let is_link = |entry: &&String| {
+            let entry = entry.trim();
+            entry.strip_prefix("/dev/").unwrap_or(entry).contains('/')
+        };
+        // Some serials have a slash, but none begins like a path.
+        let mut paths = entries.iter().filter(|entry| entry.trim().starts_with('/'));
+        if let Some(link) = paths.find(is_link) {
+            return Err(UnknownLink(link.clone()));
+        }
+        Ok(Self {
+            serials: entries.to_vec(),
+            wwns: entries.to_vec(),
+            paths: entries.to_vec(),
+        })
+    }
 }
 
 /// Why a disk is left alone.
@@ -221,6 +253,22 @@ mod tests {
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_link_that_would_protect_nothing_is_refused() {
+        for right in ["S3/4X", "naa.5000c500a1b2c3d4", "/dev/sda", "nvme0n1", ""] {
+            let exclusions = Exclusions::new(&strings(&[right])).unwrap();
+            assert_eq!(exclusions.paths, [right]);
+        }
+        for wrong in [
+            "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4",
+            " /dev/disk/by-path/x",
+            "/sys/block/sda",
+        ] {
+            let error = Exclusions::new(&strings(&["S1", wrong])).unwrap_err();
+            assert_eq!(error, UnknownLink(wrong.to_owned()));
+        }
     }
 
     #[test]
