@@ -17,6 +17,7 @@ const SLAAC_TIMEOUT: Duration = Duration::from_secs(120);
 const BOOT_HELPER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Seconds that every step is silent for now and then, on a busy machine: less would reset a good one.
 const LEAST_SILENCE: u64 = 5;
+const _: () = assert!(2 * watchdog::progress::TICK.as_secs() < LEAST_SILENCE);
 /// Hours until the planned reboot, and the greatest length of the random time added to it.
 const WAIT_HOURS: u64 = 24;
 /// A machine token lives less than a week (contracts.md §3).

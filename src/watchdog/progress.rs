@@ -12,8 +12,10 @@ use tokio::time::Instant;
 /// How long nobody at all may be at work: between two steps there is next to no time.
 const NOBODY: Duration = Duration::from_secs(30);
 
-/// How often an endless wait gives a sign of life.
-const TICK: Duration = Duration::from_secs(5);
+/// How often an endless wait gives a sign of life: well within the least silence that policy may ask for.
+pub const TICK: Duration = Duration::from_secs(2);
+/// How long an endless wait may go without one, on a machine that is busy otherwise.
+const ENDLESS: Duration = Duration::from_secs(30);
 
 /// Who is at work. Clones are the same list.
 #[derive(Clone)]
@@ -197,7 +199,7 @@ impl Progress {
     /// Does work that has a reason to be endless. Its signs of life are that the runtime's timer
     /// runs and that this very task is polled.
     pub async fn endless<T>(&self, work: impl Future<Output = T>) -> T {
-        self.begin(TICK * 6);
+        self.begin(ENDLESS);
         let mut work = std::pin::pin!(work);
         loop {
             match tokio::time::timeout(TICK, &mut work).await {
