@@ -293,9 +293,10 @@ impl Authorized {
 
     async fn fetch_token(&self) -> Result<(), Failure> {
         let doing = steps::status();
-        let asked = self.connected.ask_helper().await?;
+        let asked = self.connected.ask_helper().await;
+        // Whoever goes on without a new token is not asking any more, either.
         steps::doing(doing, None);
-        let (_, token) = endpoint(&asked.settings)?;
+        let (_, token) = endpoint(&asked?.settings)?;
         self.apiserver.set_token(token);
         Ok(())
     }
