@@ -32,6 +32,7 @@ use std::convert::Infallible;
 pub use booted::{Booted, Told};
 use failure::{Failure, Lifeline};
 
+use crate::decide::Journal;
 use crate::efi;
 use crate::efi::vars::Vars;
 use crate::report::log::Verbosity;
@@ -72,6 +73,14 @@ pub async fn boot(lifeline: Lifeline, verbosity: Verbosity) -> Result<Infallible
     installed
         .kexec(vital.expect("success report", silence::SHORT))
         .await
+}
+
+/// Makes the next boot take a finished install for one that was cut: the control plane does not
+/// know of it.
+fn begin_anew(efi: &Vars, begun: &Journal) {
+    if let Err(error) = efi::journal::write(efi, begun) {
+        tracing::error!("{error}; the next boot takes this machine for installed");
+    }
 }
 
 /// Makes the firmware boot this medium again, whatever its order says: a BMC's "boot once"

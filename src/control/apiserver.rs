@@ -1,6 +1,7 @@
 //! What a machine says to metal-apiserver: `metalstack.infra.v2.BootService` with a machine's
 //! token. `Wait` has a file of its own (`waiting`).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -260,13 +261,15 @@ impl Apiserver {
 
     /// `InstallationSucceeded`. It moves the switch port into the tenant's VRF, so the
     /// answer may never arrive: none within 60 s after the request was sent is a success.
-    /// Errors that may pass are tried again for two minutes.
+    /// Errors that may pass are tried again for two minutes. `is_out` says, also to whoever ends
+    /// this early, whether a request was sent that no error has answered.
     ///
     /// # Errors
     /// A request that could not be sent, and an error that the server answered.
     pub async fn installation_succeeded(
         &self,
         console_password: &SecretString,
+        is_out: &AtomicBool,
     ) -> Result<Completion, Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -300,10 +303,12 @@ impl Apiserver {
                 outcome = &mut attempt => {
                     if let Ok(at) = was_sent.try_recv() {
                         first_sent.get_or_insert(at);
+                        is_out.store(true, Ordering::SeqCst);
                     }
                     Some(outcome)
                 }
                 Ok(at) = &mut was_sent => {
+                    is_out.store(true, Ordering::SeqCst);
                     let end = *first_sent.get_or_insert(at) + times.unanswered;
                     tokio::time::timeout_at(end, &mut attempt).await.ok()
                 }
@@ -316,14 +321,15 @@ impl Apiserver {
                 None => return Ok(Completion::Unanswered),
                 Some(Err(error)) => error,
             };
-            let Verdict::Retry(wish) = error.verdict() else {
-                return Err(error);
-            };
             // Whoever answers with an error has not moved the port yet: from now on, only the
             // silence after another request counts.
             if !matches!(error, Error::Failed(_)) {
                 first_sent = None;
+                is_out.store(false, Ordering::SeqCst);
             }
+            let Verdict::Retry(wish) = error.verdict() else {
+                return Err(error);
+            };
             let pause = backoff.next(wish);
             let deadline = first_sent.map_or(give_up, |at: Instant| at + times.unanswered);
             if Instant::now() + pause >= deadline {

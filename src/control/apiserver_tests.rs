@@ -1,5 +1,6 @@
 //! The calls of a machine against a stand-in: what is sent, and what each answer means.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -286,6 +287,14 @@ async fn a_token_that_cannot_be_sent_is_not_sent() {
     assert!(stand_in.seen().is_empty());
 }
 
+/// Reports a success; a report that failed is not out, and any other is.
+async fn reported(server: &Apiserver, password: &SecretString) -> Result<Completion, Error> {
+    let is_out = AtomicBool::new(false);
+    let result = server.installation_succeeded(password, &is_out).await;
+    assert_eq!(is_out.load(Ordering::SeqCst), result.is_ok(), "{result:?}");
+    result
+}
+
 #[tokio::test]
 async fn success_is_reported_once_it_is_answered() {
     let (stand_in, server) = serve(|_, nth| match nth {
@@ -294,7 +303,7 @@ async fn success_is_reported_once_it_is_answered() {
     })
     .await;
     let password = SecretString::from("pw-s3cret");
-    let completion = server.installation_succeeded(&password).await.unwrap();
+    let completion = reported(&server, &password).await.unwrap();
     assert_eq!(completion, Completion::Answered);
     let seen = stand_in.seen();
     assert_eq!(seen.len(), 2);
@@ -311,11 +320,29 @@ async fn no_answer_to_the_success_report_is_a_success() {
         let (_stand_in, server) = serve(move |_, _| act()).await;
         let begin = std::time::Instant::now();
         let password = SecretString::from("pw-s3cret");
-        let completion = server.installation_succeeded(&password).await.unwrap();
+        let completion = reported(&server, &password).await.unwrap();
         assert_eq!(completion, Completion::Unanswered);
         let lasted = begin.elapsed();
         assert!(lasted >= Duration::from_millis(300), "{lasted:?}");
         assert!(lasted < Duration::from_millis(900), "{lasted:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_gives_the_report_up_knows_that_it_is_out() {
+    let password = SecretString::from("pw-s3cret");
+    let (_stand_in, server) = serve(|_, _| Act::Hold(Vec::new())).await;
+    let server = server.with_times(|times| times.unanswered = Duration::from_secs(60));
+    let is_out = AtomicBool::new(false);
+    let report = server.installation_succeeded(&password, &is_out);
+    let watch = async {
+        while !is_out.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        result = report => panic!("nobody answered: {result:?}"),
+        () = watch => {}
     }
 }
 
@@ -328,7 +355,7 @@ async fn silence_after_a_refusal_is_a_success_too() {
     })
     .await;
     let begin = std::time::Instant::now();
-    let completion = server.installation_succeeded(&password).await.unwrap();
+    let completion = reported(&server, &password).await.unwrap();
     assert_eq!(completion, Completion::Unanswered);
     assert!(begin.elapsed() >= Duration::from_millis(300));
     assert!(stand_in.seen().len() > 2);
@@ -344,12 +371,12 @@ async fn a_refused_or_unsent_success_report_is_a_failure() {
         let (_stand_in, server) = serve(move |_, _| refuse(status, code, "no")).await;
         // Longer than the silence that would be a success.
         let server = server.with_times(|times| times.call.budget = Duration::from_millis(700));
-        let error = server.installation_succeeded(&password).await.unwrap_err();
+        let error = reported(&server, &password).await.unwrap_err();
         assert!(matches!(&error, Error::Refused { code, .. } if *code == expected));
         texts(&error);
     }
     let (_socket, url) = nobody();
     let server = apiserver(&url).with_times(|times| times.call.budget = Duration::from_millis(200));
-    let error = server.installation_succeeded(&password).await.unwrap_err();
+    let error = reported(&server, &password).await.unwrap_err();
     assert!(matches!(error, Error::Failed(_)), "{error:?}");
 }

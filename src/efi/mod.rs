@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod device_path;
+pub mod disk_boots;
 pub mod esp;
 pub mod failures;
 pub mod gpt;

@@ -15,12 +15,13 @@ pub mod native;
 use std::io::Write;
 use std::path::Path;
 
-use reqwest::{Client, Url};
+use reqwest::Url;
 use secrecy::SecretString;
 
 pub use boot_info::{BootInfo, PATH as BOOT_INFO, read as boot_info};
 pub use error::Error;
 
+use crate::control::line::Clients;
 use crate::image::fetch::{Download, shown_url};
 use crate::image::root::RootDir;
 use crate::image::{Algorithm, Hasher, Patience};
@@ -38,16 +39,18 @@ pub fn console_password() -> Result<SecretString, Error> {
 }
 
 /// Fetches the installer that the boot helper names and puts it in place as `/os-installer`.
-/// An image that brings its own keeps it; then nothing is fetched and the answer is false.
+/// An image that brings its own keeps it; then nothing is fetched and the answer is false. `beat` is
+/// called whenever a part of it has come.
 ///
 /// # Errors
 /// It could not be fetched, is larger than 128 MiB, or is not what `sha256` says; nothing
 /// is put in place then.
 pub async fn fetch_installer(
-    client: &Client,
+    clients: &dyn Clients,
     url: &Url,
     sha256: &str,
     root: &RootDir,
+    beat: &(dyn Fn() + Sync),
 ) -> Result<bool, Error> {
     let wrong = |reason: String| Error::Fetched {
         url: shown_url(url),
@@ -66,12 +69,13 @@ pub async fn fetch_installer(
         .stage(Path::new("/os-installer"), 0o755)
         .map_err(file("create"))?;
     let patience = Patience::default();
-    let mut download = Download::open(client, url.clone(), &patience).await?;
+    let mut download = Download::open(clients, url.clone(), &patience).await?;
     let mut hasher = Hasher::new(Algorithm::Sha256);
     while let Some(chunk) = download.next().await? {
         if download.offset() > MAX_INSTALLER {
             return Err(wrong(format!("it is larger than {MAX_INSTALLER} bytes")));
         }
+        beat();
         hasher.update(&chunk);
         staged.file().write_all(&chunk).map_err(file("write"))?;
     }
@@ -124,28 +128,34 @@ mod tests {
     #[tokio::test]
     async fn an_installer_is_fetched_and_verified() {
         let url = served(b"#!/bin/true\n").await;
-        let client = Client::builder().no_proxy().build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let root = RootDir::open(dir.path()).unwrap();
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(b"#!/bin/true\n");
         let right = hasher.finish();
 
-        for (sha256, reason) in [("00", "not 64 hex"), (&"0".repeat(64), "mismatch")] {
-            let error = fetch_installer(&client, &url, sha256, &root)
-                .await
-                .unwrap_err();
+        let wrong = "0".repeat(64);
+        let beats = std::sync::atomic::AtomicUsize::new(0);
+        let beat = || {
+            beats.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        };
+        let fetch = |sha256| fetch_installer(&client, &url, sha256, &root, &beat);
+        for (sha256, reason) in [("00", "not 64 hex"), (wrong.as_str(), "mismatch")] {
+            let error = fetch(sha256).await.unwrap_err();
             assert!(error.to_string().contains(reason), "{error}");
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
-        assert!(fetch_installer(&client, &url, &right, &root).await.unwrap());
+        beats.store(0, std::sync::atomic::Ordering::Relaxed);
+        assert!(fetch(&right).await.unwrap());
+        assert!(beats.load(std::sync::atomic::Ordering::Relaxed) > 0);
         let installer = dir.path().join("os-installer");
         assert_eq!(std::fs::read(&installer).unwrap(), b"#!/bin/true\n");
         let mode = std::fs::metadata(&installer).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o755);
         // Now the "image" has one.
         std::fs::write(&installer, "own").unwrap();
-        assert!(!fetch_installer(&client, &url, &right, &root).await.unwrap());
+        assert!(!fetch(&right).await.unwrap());
         assert_eq!(std::fs::read(&installer).unwrap(), b"own");
     }
 }

@@ -98,8 +98,7 @@ impl Registered {
                     return self.wait(&progress).await;
                 }
                 (Decision::BootDisk, _) => {
-                    let booted = &self.authorized.connected.booted;
-                    match boot_disk::boot(&booted.efi, &booted.lifeline)? {}
+                    match boot_disk::boot(&self.authorized, &progress).await? {}
                 }
                 (Decision::Hold, _) => {
                     progress.endless(self.hold(&mut reported_hold)).await;

@@ -21,8 +21,12 @@ pub(super) fn next(efi: Option<&Vars>, first: Duration) -> (Duration, u8) {
         // Before there is a firmware to ask nobody has been spoken to, either.
         None => 0,
     };
-    let pause = pause(before, first, rand::random_range(0.0..=1.0));
-    (pause, before.saturating_add(1))
+    (after(before, first), before.saturating_add(1))
+}
+
+/// The pause after so many failures in a row before this one.
+pub(super) fn after(before: u8, first: Duration) -> Duration {
+    pause(before, first, rand::random_range(0.0..=1.0))
 }
 
 /// Full jitter: a random part `unit` (0 to 1) of a ceiling that doubles with each failure, for

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::come_back;
 use super::failure::{During, Failure, Lifeline, Step};
 use crate::config::cmdline;
 use crate::config::layer::Layer;
 use crate::config::{Settings, Source, file, medium};
+use crate::decide::Journal;
 use crate::efi::vars::Vars;
-use crate::efi::{self, boot};
+use crate::efi::{self, boot, journal};
 use crate::hardware::{self, Roots};
 use crate::report::event::{Event, Machine};
 use crate::report::log::Verbosity;
@@ -28,6 +30,8 @@ pub struct Told {
     /// What the layers come to, without the boot helper's answer.
     pub(super) settings: Settings,
     pub(super) medium: Vec<String>,
+    /// The firmware's variables, or why there are none.
+    pub(super) efi: Result<Vars, efi::Error>,
 }
 
 /// A machine that runs the agent, and what it was told so far.
@@ -45,7 +49,8 @@ pub struct Booted {
 }
 
 impl Told {
-    /// Reads command line and boot medium.
+    /// Reads command line and boot medium. From here on whatever ends the boot leads back to the
+    /// medium: a BMC's "boot once" is spent, and the disk may hold half an OS.
     ///
     /// # Errors
     /// The medium is gone or damaged, or a policy cannot be used.
@@ -55,6 +60,11 @@ impl Told {
         progress: &Progress,
     ) -> Result<Self, Failure> {
         steps::begin(Step::Start);
+        let efi = Vars::open(Path::new(efi::EFIVARS));
+        if let Ok(efi) = &efi {
+            lifeline.use_efi(efi);
+            come_back_to_a_cut_install(efi);
+        }
         let line = fs::read_to_string("/proc/cmdline").during(Step::Start)?;
         let command_line = cmdline::parse(&line);
         let refused = refuse_half_a_policy("kernel command line", &command_line.problems);
@@ -86,10 +96,11 @@ impl Told {
             layers,
             settings,
             medium,
+            efi,
         })
     }
 
-    /// Looks which machine this is, and opens the firmware's variables.
+    /// Looks which machine this is.
     ///
     /// # Errors
     /// No machine id, no UEFI, or settings that forbid what this agent is.
@@ -97,8 +108,7 @@ impl Told {
         let Self {
             lifeline, settings, ..
         } = self;
-        let efi = Vars::open(Path::new(efi::EFIVARS)).during(Step::Start)?;
-        lifeline.use_efi(&efi);
+        let efi = self.efi.during(Step::Start)?;
         if !settings.ipv6 {
             let why =
                 "metal.config says ipv6: false, but this agent speaks IPv6 only; remove the key";
@@ -125,6 +135,15 @@ impl Told {
             efi,
             secure_boot,
         })
+    }
+}
+
+/// A reset before the next step that aims the next boot would start what the cut install left.
+fn come_back_to_a_cut_install(efi: &Vars) {
+    match journal::read(efi, None) {
+        Ok(Journal::Installing { .. }) => come_back(efi),
+        Ok(_) => {}
+        Err(error) => tracing::warn!("{error}"),
     }
 }
 

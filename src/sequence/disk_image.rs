@@ -53,7 +53,10 @@ impl Allocated {
             }
             false => {
                 let root = RootDir::open(&target.root).during(Step::Installer)?;
-                match self.run_installer(&root, &target, password).await? {
+                match self
+                    .run_installer(&root, &target, password, progress)
+                    .await?
+                {
                     true => Some(install::boot_info(&root).during(Step::Installer)?),
                     false => None,
                 }

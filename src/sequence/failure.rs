@@ -15,6 +15,7 @@ use super::class::{Class, Classed, Missing};
 use crate::config::Policy;
 use crate::control::api::EventType;
 use crate::control::apiserver::Apiserver;
+use crate::decide::Journal;
 use crate::efi::failures;
 use crate::efi::vars::Vars;
 use crate::init::{panic, power};
@@ -107,15 +108,20 @@ impl Failure {
     pub fn message(&self) -> String {
         let first = self.cause.lines().next().unwrap_or_default();
         let mut message = format!("{}: {first}", self.step);
-        if message.len() > MAX_MESSAGE {
-            let mut end = MAX_MESSAGE - '…'.len_utf8();
-            while !message.is_char_boundary(end) {
-                end -= 1;
-            }
-            message.truncate(end);
-            message.push('…');
-        }
+        shorten(&mut message);
         message
+    }
+}
+
+/// Cuts a text to [`MAX_MESSAGE`].
+pub(super) fn shorten(message: &mut String) {
+    if message.len() > MAX_MESSAGE {
+        let mut end = MAX_MESSAGE - '…'.len_utf8();
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push('…');
     }
 }
 
@@ -156,6 +162,39 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// What the disk holds, and with it where a boot that ends early leads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum OnDisk {
+    /// Nothing that may boot: back to this medium.
+    #[default]
+    NothingWhole,
+    /// An OS that the control plane knows of: an old one before the first write of its re-install,
+    /// a new one once it is reported.
+    Os,
+    /// An OS that is still to be reported. While that is not on its way the install counts as begun,
+    /// as this journal says; from then on the network may be the tenant's, and nothing leads back.
+    Unreported(Journal),
+}
+
+/// Where a boot that ends early leads.
+#[derive(Debug, PartialEq, Eq)]
+enum NextBoot {
+    Medium,
+    Disk,
+    /// To the medium, with this journal.
+    Anew(Journal),
+}
+
+impl OnDisk {
+    fn next_boot(&self, report_is_out: bool) -> NextBoot {
+        match self {
+            Self::NothingWhole => NextBoot::Medium,
+            Self::Unreported(begun) if !report_is_out => NextBoot::Anew(begun.clone()),
+            Self::Os | Self::Unreported(_) => NextBoot::Disk,
+        }
+    }
+}
+
 /// What failure handling needs, filled in as the boot proceeds. Shared with the sequence.
 #[derive(Clone, Default)]
 pub struct Lifeline(Arc<Inner>);
@@ -165,8 +204,9 @@ struct Inner {
     apiserver: OnceLock<Apiserver>,
     efi: OnceLock<Vars>,
     policy: Mutex<Policy>,
-    /// The disk holds a whole OS, an old one or the one just installed: it boots next.
-    os_is_whole: AtomicBool,
+    on_disk: Mutex<OnDisk>,
+    /// The success report is on its way, and no error has answered it.
+    report_is_out: AtomicBool,
     /// Who works, for the watchdog.
     vital: Vital,
 }
@@ -188,10 +228,19 @@ impl Lifeline {
         watchdog::follow(policy.watchdog());
     }
 
-    /// Says whether the disk holds a whole OS that is to boot if this boot fails: an old one
-    /// before the first write of its re-install, a new one once it is reported.
-    pub fn os_is_whole(&self, whole: bool) {
-        self.0.os_is_whole.store(whole, Ordering::SeqCst);
+    /// Says what the disk holds from now on.
+    pub fn on_disk(&self, now: OnDisk) {
+        *self
+            .0
+            .on_disk
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Whether the success report is on its way, and no error has answered it.
+    #[must_use]
+    pub fn report_is_out(&self) -> &AtomicBool {
+        &self.0.report_is_out
     }
 
     /// Whose signs of life the watchdog wants.
@@ -216,12 +265,15 @@ impl Lifeline {
         panic::is_handled();
         tracing::error!("FAILED: {failure}");
         steps::fail(&failure);
-        self.report(EventType::Crashed, &failure.message()).await;
+        let message = failure.message();
+        let report = self.report(EventType::Crashed, &message);
+        progress.endless(report).await;
         if let Class::Hold(missing) = failure.class {
             self.hold(&failure, missing, &progress, Path::new("/sys"))
                 .await;
         }
         // Before the pause: a watchdog may cut it short.
+        progress.begin(SILENCE);
         self.aim_next_boot();
         let (pause, number) = back_off::next(self.0.efi.get(), self.reboot_delay());
         if number > 1 {
@@ -233,14 +285,16 @@ impl Lifeline {
 
     /// Resets the machine because somebody asked for it.
     pub async fn leave(&self, why: &str) -> Infallible {
-        let _progress = self.0.vital.only("the way out", SILENCE);
+        let progress = self.0.vital.only("the way out", SILENCE);
         tracing::warn!("{why}: rebooting");
-        self.report(EventType::PlannedReboot, why).await;
+        let report = self.report(EventType::PlannedReboot, why);
+        progress.endless(report).await;
+        progress.begin(SILENCE);
         self.aim_next_boot();
         power::reboot_now()
     }
 
-    fn reboot_delay(&self) -> Duration {
+    pub(super) fn reboot_delay(&self) -> Duration {
         let policy = self.0.policy.lock().unwrap_or_else(PoisonError::into_inner);
         policy.reboot_delay()
     }
@@ -289,7 +343,11 @@ impl Lifeline {
 
     fn aim_next_boot(&self) {
         let Some(efi) = self.0.efi.get() else { return };
-        if self.0.os_is_whole.load(Ordering::SeqCst) {
+        let on_disk = self.0.on_disk.lock();
+        let on_disk = on_disk.unwrap_or_else(PoisonError::into_inner);
+        let next = on_disk.next_boot(self.0.report_is_out.load(Ordering::SeqCst));
+        drop(on_disk);
+        if next == NextBoot::Disk {
             match super::boot_disk::aim(efi) {
                 Ok(chosen) => {
                     tracing::warn!("the next boot is the installed OS, {chosen}");
@@ -299,11 +357,14 @@ impl Lifeline {
             }
         }
         super::come_back(efi);
+        if let NextBoot::Anew(begun) = next {
+            super::begin_anew(efi, &begun);
+        }
     }
 }
 
 /// Pauses, and says now and then how long still.
-async fn count_down(pause: Duration, progress: &Progress) {
+pub(super) async fn count_down(pause: Duration, progress: &Progress) {
     let end = Instant::now() + pause;
     tracing::warn!("rebooting in {} s", pause.as_secs());
     steps::count_down(pause.as_secs());
@@ -381,6 +442,20 @@ mod tests {
             .hold(&failure, Missing::Nic, &progress, sys.path())
             .await;
         assert_eq!(begin.elapsed(), LONGEST_HOLD, "it resets in the end");
+    }
+
+    #[test]
+    fn an_os_that_was_not_reported_is_installed_anew() {
+        let begun = Journal::NOT_WIPED;
+        let unreported = OnDisk::Unreported(begun.clone());
+        for (on_disk, is_out, expected) in [
+            (OnDisk::NothingWhole, false, NextBoot::Medium),
+            (OnDisk::Os, false, NextBoot::Disk),
+            (unreported.clone(), false, NextBoot::Anew(begun)),
+            (unreported, true, NextBoot::Disk),
+        ] {
+            assert_eq!(on_disk.next_boot(is_out), expected, "{on_disk:?}, {is_out}");
+        }
     }
 
     #[test]

@@ -7,13 +7,12 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::allocate::Allocated;
-use super::come_back;
-use super::failure::{During, Failure, MAX_MESSAGE, Step};
-use super::silence;
+use super::failure::{During, Failure, MAX_MESSAGE, OnDisk, Step};
+use super::{begin_anew, come_back, silence};
 use crate::control::api::EventType;
 use crate::control::apiserver::Completion;
 use crate::control::text::printable;
-use crate::efi::{boot, journal};
+use crate::efi::boot;
 use crate::init::power;
 use crate::install;
 use crate::install::kexec::Loaded;
@@ -57,18 +56,16 @@ impl Installed {
         progress.begin(2 * calls);
         // The network may be the tenant's after the report.
         console::flush();
-        if let Err(failure) = self.report().await {
-            // The control plane still takes the install for unfinished; so does the next boot.
-            let efi = &self.allocated.registered.authorized.connected.booted.efi;
-            come_back(efi);
-            if let Err(error) = journal::write(efi, &self.allocated.begun()) {
-                tracing::error!("{error}; the next boot takes this machine for installed");
-            }
-            return Err(failure);
-        }
         let authorized = &self.allocated.registered.authorized;
         let booted = &authorized.connected.booted;
-        booted.lifeline.os_is_whole(true);
+        if let Err(failure) = self.report().await {
+            // The control plane still takes the install for unfinished; so does the next boot.
+            come_back(&booted.efi);
+            begin_anew(&booted.efi, &self.allocated.begun());
+            booted.lifeline.on_disk(OnDisk::NothingWhole);
+            return Err(failure);
+        }
+        booted.lifeline.on_disk(OnDisk::Os);
         booted.lifeline.succeeded();
         if let Some(peak) = memory::peak_rss(Path::new("/proc")) {
             tracing::info!("peak RSS of the agent: {} MiB", peak.div_ceil(1 << 20));
@@ -113,10 +110,12 @@ impl Installed {
     async fn report(&self) -> Result<(), Failure> {
         let authorized = &self.allocated.registered.authorized;
         let apiserver = &authorized.apiserver;
-        let completion = match apiserver.installation_succeeded(&self.password).await {
+        let is_out = authorized.connected.booted.lifeline.report_is_out();
+        let report = || apiserver.installation_succeeded(&self.password, is_out);
+        let completion = match report().await {
             Err(error) if error.is_unauthenticated() => {
                 authorized.renew_token(&error).await?;
-                apiserver.installation_succeeded(&self.password).await
+                report().await
             }
             result => result,
         };

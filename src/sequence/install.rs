@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::allocate::Allocated;
 use super::come_back;
-use super::failure::{During, Failure, Step};
+use super::failure::{During, Failure, OnDisk, Step};
 use super::finish::{Installed, NewKernel};
 use super::preflight::{Checked, Way};
 use super::silence;
@@ -47,12 +47,14 @@ impl Allocated {
     pub(super) async fn install(self, progress: Progress) -> Result<Installed, Failure> {
         progress.begin(silence::image());
         let lifeline = &self.registered.authorized.connected.booted.lifeline;
-        lifeline.os_is_whole(self.reinstall);
+        if self.reinstall {
+            lifeline.on_disk(OnDisk::Os);
+        }
         let checked = self.check().await?;
         let password = install::console_password().during(Step::Preflight)?;
         progress.begin(silence::calls(&self.registered.authorized.settings.policy));
         self.announce(&checked.root_disks).await?;
-        lifeline.os_is_whole(false);
+        lifeline.on_disk(OnDisk::NothingWhole);
         match self.write(&checked, &password, &progress).await {
             Ok(kernel) => Ok(Installed {
                 allocated: self,
@@ -60,6 +62,8 @@ impl Allocated {
                 kernel,
             }),
             Err(failure) => {
+                // A disk that is dying may hang in what follows, and hide why.
+                tracing::error!("the install failed: {failure}");
                 self.spoil(&checked, &progress);
                 Err(failure)
             }
@@ -131,7 +135,9 @@ impl Allocated {
                     .await?
             }
         };
-        let efi = &self.registered.authorized.connected.booted.efi;
+        let booted = &self.registered.authorized.connected.booted;
+        let efi = &booted.efi;
+        booted.lifeline.on_disk(OnDisk::Unreported(self.begun()));
         // In this order: a cut between the two leads back here, to a journal that boots the disk.
         journal::write(efi, &self.done()).during(Step::BootEntry)?;
         boot::clear_next(efi).during(Step::BootEntry)?;
@@ -148,7 +154,7 @@ impl Allocated {
         let (target, image) = self.unpack(checked, plan, progress).await?;
         steps::begin(Step::Installer);
         progress.begin(silence::INSTALLER);
-        let boot_info = self.prepare(&target, password).await?;
+        let boot_info = self.prepare(&target, password, progress).await?;
         steps::begin(Step::BootEntry);
         progress.begin(silence::FLUSH);
         // The removable path is looked at last, whatever the directory.
@@ -207,11 +213,19 @@ impl Allocated {
     }
 
     /// Writes what the installer reads, runs it, and reads what it left.
-    async fn prepare(&self, target: &Target, password: &SecretString) -> Result<BootInfo, Failure> {
+    async fn prepare(
+        &self,
+        target: &Target,
+        password: &SecretString,
+        progress: &Progress,
+    ) -> Result<BootInfo, Failure> {
         let root = RootDir::open(&target.root).during(Step::Installer)?;
         let fstab = target.fstab();
         files::write_fstab(&root, &fstab).during(Step::Installer)?;
-        if !self.run_installer(&root, target, password).await? {
+        if !self
+            .run_installer(&root, target, password, progress)
+            .await?
+        {
             tracing::info!("the image ships no installer: the agent does its work");
             let console = self.console();
             let facts = native::Facts {
@@ -244,6 +258,7 @@ impl Allocated {
         root: &RootDir,
         target: &Target,
         password: &SecretString,
+        progress: &Progress,
     ) -> Result<bool, Failure> {
         let settings = &self.registered.authorized.settings;
         let console = self.console();
@@ -267,10 +282,12 @@ impl Allocated {
         root.remove(Path::new(install::BOOT_INFO))
             .during(Step::Installer)?;
         if let Some(installer) = brought {
-            let downloads = &self.registered.authorized.downloads.bound.client();
-            install::fetch_installer(downloads, &installer.url, &installer.sha256, root)
+            let downloads = &self.registered.authorized.downloads;
+            let (url, sha256) = (&installer.url, &installer.sha256);
+            install::fetch_installer(downloads, url, sha256, root, &|| progress.beat())
                 .await
                 .during(Step::Installer)?;
+            progress.begin(silence::INSTALLER);
         }
         let Some(installer) = chroot::find_installer(root).during(Step::Installer)? else {
             return Ok(false);

@@ -11,8 +11,6 @@ use uuid::Uuid;
 use super::booted::{Told, identify};
 use super::connect::Links;
 use super::failure::Step;
-use crate::efi;
-use crate::efi::vars::Vars;
 use crate::hardware::{self, Roots};
 use crate::report::steps;
 use crate::rescue::shell::{self, Place};
@@ -86,10 +84,8 @@ fn where_shells_are(places: &[Place]) -> String {
 async fn hold(told: &Told, why: &str) -> Infallible {
     steps::begin(Step::Rescue);
     steps::hold(why);
-    // A reboot has to come back to this medium.
-    match Vars::open(Path::new(efi::EFIVARS)) {
-        Ok(efi) => told.lifeline.use_efi(&efi),
-        Err(error) => tracing::warn!("{error}"),
+    if let Err(error) = &told.efi {
+        tracing::warn!("{error}; a reboot may not come back to this medium");
     }
     let machine = identify().unwrap_or_else(|error| {
         tracing::warn!("{error}");

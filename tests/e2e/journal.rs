@@ -78,7 +78,15 @@ fn a_power_cut_in_the_install_is_finished_after_the_reset_with_the_cd_last() {
     guest.wait_for("tiny installer: hanging", TO_INSTALLED);
     guest.power_cut();
 
+    // Cut once more before the agent has asked anybody: the firmware has spent its BootNext.
     bed.allocate(&allocation.with("/image/url", json!(good)));
+    machine.name = "cut-again".to_owned();
+    let mut cut = bed.power_on(&machine);
+    let agent = format!("machine {}", bed.machine);
+    let line = cut.wait_for_any(&["TINY-OS BOOTED", &agent], TO_WAITING);
+    assert!(line.contains(&agent), "{line}");
+    cut.power_cut();
+
     machine.name = "after-cut".to_owned();
     let mut again = bed.power_on(&machine);
     let line = again.wait_for_any(&["TINY-OS BOOTED", "install journal: "], TO_WAITING);
@@ -89,6 +97,91 @@ fn a_power_cut_in_the_install_is_finished_after_the_reset_with_the_cd_last() {
     machine.name = "third".to_owned();
     let mut third = bed.power_on(&machine);
     third.wait_for("TINY-OS BOOTED via firmware", 120);
+}
+
+#[test]
+fn an_install_that_nobody_heard_of_is_begun_anew() {
+    let bed = Bed::plan("journal_unreported").start();
+    let mut machine = with_iso(&bed, false);
+    let url = bed.publish("tiny", &Image::built("tiny"));
+    bed.standin.fail("InstallationSucceeded", 503, 1000);
+    let mut guest = bed.power_on(&machine);
+    hand_out(&bed, &Allocation::new(&url, "/dev/vda"));
+    guest.wait_for("InstallationSucceeded: ", TO_INSTALLED);
+    guest.press(&["ctrl", "alt", "delete"]);
+    guest.wait_for("Ctrl-Alt-Del was pressed", 10);
+    assert_eq!(guest.wait_end(60), End::Reset);
+
+    bed.standin.order(json!({"do": "clear_errors"}));
+    machine.name = "anew".to_owned();
+    let mut anew = bed.power_on(&machine);
+    let line = anew.wait_for_any(&["TINY-OS BOOTED", "install journal: "], TO_WAITING);
+    assert!(line.contains("install journal: installing "), "{line}");
+    anew.wait_for("TINY-OS BOOTED via kexec", TO_INSTALLED);
+    let heard = bed
+        .standin
+        .wait_call(&bed.machine, "InstallationSucceeded", 1, 5);
+    assert_eq!(heard["uuid"], bed.machine.as_str());
+}
+
+#[test]
+fn a_medium_that_cannot_be_used_is_come_back_to() {
+    let bed = Bed::plan("journal_unusable").start();
+    let mut machine = with_iso(&bed, false);
+    let url = bed.publish("tiny", &Image::built("tiny"));
+    let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
+    assert_eq!(guest.wait_end(90), End::PowerOff);
+
+    let config = json!({
+        "boot_helper_url": helper_url(),
+        "policy": {"exclude_disks": [12345]},
+    });
+    machine.start = media::iso(&bed.dir, &config, Media::SataCd);
+    machine.order = Some(Order::MediaFirst);
+    machine.name = "unusable".to_owned();
+    let mut unusable = bed.power_on(&machine);
+    unusable.wait_for("FAILED: start: metal.config", TO_WAITING);
+    assert_eq!(unusable.wait_end(60), End::Reset);
+
+    // As after a BMC's "boot once": only BootNext leads to the medium.
+    machine.order = Some(Order::MediaLast);
+    machine.name = "back".to_owned();
+    let mut back = bed.power_on(&machine);
+    let wanted = "failure number 2 in a row";
+    let line = back.wait_for_any(&["TINY-OS BOOTED", wanted], TO_WAITING);
+    assert!(line.contains(wanted), "{line}");
+}
+
+#[test]
+fn an_os_that_does_not_start_is_told_of_and_booted_ever_more_slowly() {
+    let bed = Bed::plan("journal_comes_back").start();
+    let mut machine = with_iso(&bed, false);
+    let url = bed.publish("tiny", &Image::built("tiny"));
+    let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
+    assert_eq!(guest.wait_end(90), End::PowerOff);
+
+    machine.order = Some(Order::MediaFirst);
+    for (name, pauses, told) in [
+        ("first", false, 0),
+        ("second", false, 0),
+        ("third", true, 0),
+        ("fourth", true, 1),
+    ] {
+        // What the firmware does whose BootNext leads nowhere: it goes on to the medium.
+        machine.name = name.to_owned();
+        let mut boot = bed.power_on(&machine);
+        boot.wait_for(
+            "this machine is installed: booting its disk",
+            TO_WAITING + 30,
+        );
+        assert_eq!(boot.text().contains("rebooting in"), pauses, "{name}");
+        let events = bed.standin.events(&bed.machine);
+        let crashed = events.iter().filter(|event| *event == "CRASHED").count();
+        assert_eq!(crashed, told, "{name}: {events:?}");
+        boot.power_cut();
+    }
+    let message = bed.standin.wait_event(&bed.machine, "CRASHED", 1, 5);
+    assert!(message.contains("came back 3 times"), "{message}");
 }
 
 #[test]
