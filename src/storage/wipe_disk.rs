@@ -97,7 +97,7 @@ fn wipe_open(
 ) -> Result<Done, DiskError> {
     let path = &disk.path;
     if let Err(error) = drive.make_ready() {
-        tracing::warn!(disk = %path.display(), %error, "an earlier erase was cut, and the drive does not come back from it");
+        tracing::warn!(disk = %path.display(), %error, "the drive was found locked, or in an erase, and cannot be brought back from that");
     }
     let mut partitions = old_table::partitions(file, disk.size).unwrap_or_else(|error| {
         tracing::warn!(disk = %path.display(), %error, "the old partition table cannot be read");
@@ -107,7 +107,7 @@ fn wipe_open(
     let (mut rung, mut tried, mut verified) = (Rung::Marks, Vec::new(), 0);
     if depth == Depth::Secure {
         let Ladder { rungs, left_out } = ladder(&drive.facts(), extent);
-        for why in left_out {
+        for why in &left_out {
             tracing::info!(disk = %path.display(), "{why}");
         }
         let held = climb(drive, file, disk, &rungs, &mut tried);
@@ -121,6 +121,7 @@ fn wipe_open(
                 }
                 return Err(DiskError::NoRung {
                     path: path.display().to_string(),
+                    left_out,
                     failed: tried,
                 });
             }

@@ -1,7 +1,9 @@
 use std::cell::{Cell, RefCell};
 
 use super::*;
+use crate::storage::ata;
 use crate::storage::testing::disk;
+use crate::storage::wipe::WipeError;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 300 * MIB;
@@ -297,6 +299,42 @@ fn a_disk_that_refuses_writes_is_an_error() {
         if depth == Depth::Secure {
             assert!(error.contains("cannot write a test pattern"), "{error}");
         }
+    }
+}
+
+/// The reason must survive where a message is cut.
+#[test]
+fn a_drive_that_is_kept_from_erasing_itself_says_so_first_and_once() {
+    let (file, disk) = used();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let locked = File::open(format!("/proc/self/fd/{fd}")).unwrap();
+    for (status, reason) in [
+        (0x07, "the drive has an ATA password that is not ours"),
+        (0x0f, "the firmware has frozen ATA security"),
+    ] {
+        let asked = RefCell::new(Vec::new());
+        let drive = Fake {
+            act: |_| None,
+            facts: Facts {
+                ata: Some(ata::tests::identified(&[(82, 2), (128, status)])),
+                ..Facts::default()
+            },
+            asked: &asked,
+            beats: Cell::new(0),
+        };
+        let depth = Depth::Secure;
+        let error = wipe_open(&drive, &locked, &disk, &[], Extent::EveryDisk, depth).unwrap_err();
+        let text = WipeError {
+            wiped: vec![],
+            failed: vec![error],
+        }
+        .to_string();
+        let expected = format!(
+            "1 of 1 disks could not be wiped: /dev/sda: nothing erases it: {reason}; \
+             secure discard, discard, zero-out, overwrite: cannot write a test pattern: "
+        );
+        assert!(text.starts_with(&expected), "{text}");
+        assert_eq!(text.matches("test pattern").count(), 1, "{text}");
     }
 }
 
