@@ -10,7 +10,7 @@ use super::ata::{self, Security, Transfer};
 use super::device;
 use super::disks::{Disk, Transport};
 use super::ladder::{Facts, Rung};
-use super::nvme::{self, Command, IDENTIFY_SIZE, Nvme, SANITIZE_LOG_SIZE, Sanitized};
+use super::nvme::{self, Command, IDENTIFY_SIZE, Nvme, Sanitized};
 use super::reservation;
 use super::scsi::{self, Progress, REPORT_SIZE, SENSE_SIZE, Sanitize};
 use super::wipe;
@@ -35,12 +35,10 @@ impl Drive for OpenDrive<'_> {
     /// an ATA erase left is taken off.
     fn make_ready(&self) -> io::Result<()> {
         match self.disk.transport {
-            Transport::Nvme => match self.sanitized() {
-                Ok(Sanitized::InProgress(_)) => self.wait_for_nvme(),
-                Ok(Sanitized::Failed) => self.admin(nvme::exit_failure_mode(), &mut []).map(drop),
-                // A controller without the log page has no Sanitize.
-                Ok(Sanitized::Done | Sanitized::Never) | Err(_) => Ok(()),
-            },
+            Transport::Nvme => nvme::make_ready(
+                |command, data| self.admin(command, data),
+                || self.wait_for_nvme(),
+            ),
             Transport::Sata => match self.security() {
                 Ok(security) if security.is_enabled && !security.is_frozen => {
                     self.take_password_off()
@@ -176,20 +174,18 @@ impl OpenDrive<'_> {
         self.silently(limit, || self.admin(command, &mut []).map(drop))
     }
 
-    fn sanitized(&self) -> io::Result<Sanitized> {
-        let mut page = [0; SANITIZE_LOG_SIZE];
-        self.admin(nvme::sanitize_log(), &mut page)?;
-        Ok(nvme::parse_sanitize_log(&page))
-    }
-
     fn nvme_sanitize(&self, erase: nvme::Erase) -> io::Result<()> {
-        self.admin(nvme::sanitize(erase), &mut [])?;
-        self.wait_for_nvme()
+        nvme::run_sanitize(
+            erase,
+            |command, data| self.admin(command, data),
+            || self.wait_for_nvme(),
+        )
     }
 
     fn wait_for_nvme(&self) -> io::Result<()> {
         self.wait("Sanitize", || {
-            Ok(match self.sanitized()? {
+            let sanitized = nvme::sanitized(|command, data| self.admin(command, data))?;
+            Ok(match sanitized {
                 Sanitized::InProgress(share) => Progress::Running(share),
                 Sanitized::Failed => Progress::Failed,
                 Sanitized::Done | Sanitized::Never => Progress::Idle,

@@ -2,6 +2,8 @@
 //!
 //! Numbers: NVM Express Base Specification 2.0c; `include/uapi/linux/nvme_ioctl.h`.
 
+use std::io;
+
 /// Bytes of an Identify structure, of any kind.
 pub const IDENTIFY_SIZE: usize = 4096;
 /// Bytes of the Sanitize Status log page.
@@ -148,6 +150,74 @@ pub fn parse_sanitize_log(page: &[u8; SANITIZE_LOG_SIZE]) -> Sanitized {
         3 => Sanitized::Failed,
         _ => Sanitized::Never,
     }
+}
+
+/// Asks what the last Sanitize came to. `admin` sends one command.
+///
+/// # Errors
+/// As `admin` says; a controller without the log page has no Sanitize.
+pub fn sanitized(
+    mut admin: impl FnMut(Command, &mut [u8]) -> io::Result<u32>,
+) -> io::Result<Sanitized> {
+    let mut page = [0; SANITIZE_LOG_SIZE];
+    admin(sanitize_log(), &mut page)?;
+    Ok(parse_sanitize_log(&page))
+}
+
+/// Brings a subsystem back whose Sanitize was cut: it goes on by itself, which `wait` waits
+/// for, or it failed, then or now.
+///
+/// # Errors
+/// When it does not end, or when failure mode cannot be left.
+pub fn make_ready(
+    mut admin: impl FnMut(Command, &mut [u8]) -> io::Result<u32>,
+    wait: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    match sanitized(&mut admin) {
+        Ok(Sanitized::InProgress(_)) => {
+            wait().or_else(|failure| match leave_failure_mode(&mut admin)? {
+                true => Ok(()),
+                false => Err(failure),
+            })
+        }
+        Ok(Sanitized::Failed) => admin(exit_failure_mode(), &mut []).map(drop),
+        // A controller without the log page has no Sanitize.
+        Ok(Sanitized::Done | Sanitized::Never) | Err(_) => Ok(()),
+    }
+}
+
+/// Has a subsystem sanitize itself; `wait` comes back when that has ended. A failed one leaves
+/// a subsystem that refuses writes and Format, in this boot and the next: it is led out of that,
+/// so that the rungs below have a chance.
+///
+/// # Errors
+/// When the Sanitize is refused, fails or does not end.
+pub fn run_sanitize(
+    erase: Erase,
+    mut admin: impl FnMut(Command, &mut [u8]) -> io::Result<u32>,
+    wait: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    admin(sanitize(erase), &mut [])
+        .and_then(|_| wait())
+        .map_err(|failure| match leave_failure_mode(admin) {
+            Ok(_) => failure,
+            Err(error) => io::Error::new(
+                failure.kind(),
+                format!("{failure}; failure mode cannot be left: {error}"),
+            ),
+        })
+}
+
+/// Leaves failure mode where the last Sanitize failed; answers whether it did. Asked for even
+/// where somebody else's Sanitize was in restricted mode: the controller refuses, and no more.
+fn leave_failure_mode(
+    mut admin: impl FnMut(Command, &mut [u8]) -> io::Result<u32>,
+) -> io::Result<bool> {
+    let has_failed = sanitized(&mut admin)? == Sanitized::Failed;
+    if has_failed {
+        admin(exit_failure_mode(), &mut [])?;
+    }
+    Ok(has_failed)
 }
 
 /// What decides how a namespace can be erased.
@@ -318,5 +388,112 @@ pub(super) mod tests {
         assert_eq!(page(0x8000, 2), Sanitized::InProgress(0x8000));
         assert_eq!(page(0, 3), Sanitized::Failed);
         assert_eq!(page(0xffff, 0b1111_1100), Sanitized::Done);
+    }
+
+    const LOG: (u8, u32) = (0x02, 0x007f_0081);
+    const CRYPTO: (u8, u32) = (0x84, 0b1100);
+    const EXIT: (u8, u32) = (0x84, 1);
+
+    /// A controller whose log page has these states (SOS) one after the other, and that refuses
+    /// the commands `refused`. Keeps opcode and dword 10 of what it was sent.
+    struct Controller<'c> {
+        states: &'c [u8],
+        refused: &'c [(u8, u32)],
+        sent: Vec<(u8, u32)>,
+    }
+
+    impl Controller<'_> {
+        fn admin(&mut self, command: Command, data: &mut [u8]) -> io::Result<u32> {
+            let sent = (command.opcode, command.cdw10);
+            self.sent.push(sent);
+            if self.refused.contains(&sent) {
+                return Err(io::Error::other("status 0x01c"));
+            }
+            if sent == LOG {
+                let (state, rest) = self.states.split_first().unwrap();
+                (data[2], self.states) = (*state, rest);
+            }
+            Ok(0)
+        }
+    }
+
+    type Sent = [(u8, u32)];
+
+    /// What [`run_sanitize`] answers and sends, after a wait that ended so.
+    fn sanitize_with(
+        states: &[u8],
+        refused: &Sent,
+        waited: Result<(), &str>,
+        sent: &Sent,
+    ) -> String {
+        let mut controller = Controller {
+            states,
+            refused,
+            sent: vec![],
+        };
+        let done = run_sanitize(
+            Erase::Crypto,
+            |command, data| controller.admin(command, data),
+            || waited.map_err(|text| io::Error::other(text.to_owned())),
+        );
+        assert_eq!(controller.sent, sent);
+        done.map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn failure_mode_is_left_after_a_failed_sanitize() {
+        let failed = Err("Sanitize failed");
+        assert_eq!(sanitize_with(&[], &[], Ok(()), &[CRYPTO]), "");
+        assert_eq!(
+            sanitize_with(&[3], &[], failed, &[CRYPTO, LOG, EXIT]),
+            "Sanitize failed"
+        );
+        assert_eq!(
+            sanitize_with(&[3], &[EXIT], failed, &[CRYPTO, LOG, EXIT]),
+            "Sanitize failed; failure mode cannot be left: status 0x01c"
+        );
+        // Refused at once, for it was in failure mode, or for any other reason.
+        assert_eq!(
+            sanitize_with(&[3], &[CRYPTO], Ok(()), &[CRYPTO, LOG, EXIT]),
+            "status 0x01c"
+        );
+        assert_eq!(
+            sanitize_with(&[0], &[CRYPTO], Ok(()), &[CRYPTO, LOG]),
+            "status 0x01c"
+        );
+        assert_eq!(
+            sanitize_with(&[2], &[], Err("Sanitize does not end"), &[CRYPTO, LOG]),
+            "Sanitize does not end"
+        );
+    }
+
+    #[test]
+    fn a_cut_sanitize_is_waited_for_and_a_failed_one_left() {
+        type Case<'c> = (&'c [u8], &'c Sent, bool, bool, &'c Sent);
+        // States, refused, whether the wait ends well, whether the drive is ready, sent
+        let table: [Case; 8] = [
+            (&[0], &[], true, true, &[LOG]),
+            (&[1], &[], true, true, &[LOG]),
+            (&[], &[LOG], true, true, &[LOG]),
+            (&[3], &[], true, true, &[LOG, EXIT]),
+            (&[3], &[EXIT], true, false, &[LOG, EXIT]),
+            (&[2], &[], true, true, &[LOG]),
+            (&[2, 3], &[], false, true, &[LOG, LOG, EXIT]),
+            (&[2, 2], &[], false, false, &[LOG, LOG]),
+        ];
+        for (index, (states, refused, ends, is_ready, sent)) in table.into_iter().enumerate() {
+            let mut controller = Controller {
+                states,
+                refused,
+                sent: vec![],
+            };
+            let wait = || ends.then_some(()).ok_or_else(|| io::Error::other("no end"));
+            let ready = make_ready(|command, data| controller.admin(command, data), wait);
+            assert_eq!(
+                (ready.is_ok(), &controller.sent[..]),
+                (is_ready, sent),
+                "{index}"
+            );
+        }
     }
 }

@@ -79,7 +79,7 @@ impl fmt::Display for WipedDisk {
         if self.failed.is_empty() {
             Ok(())
         } else {
-            write!(f, "; before that {}", list(&self.failed))
+            write!(f, "; before that {}", reasons(&self.failed))
         }
     }
 }
@@ -93,8 +93,15 @@ pub enum DiskError {
     NotZero { path: String, offset: u64 },
     #[error("{path}: {found} is still there after the wipe")]
     StillThere { path: String, found: Found },
-    #[error("{path}: nothing erases it: {}", list(failed))]
-    NoRung { path: String, failed: Vec<Failed> },
+    /// What keeps the drive from erasing itself comes first: it is most often why the rest fails
+    /// too, and the end of a long message is cut off on its way.
+    #[error("{path}: nothing erases it: {}{}", left_out.iter().map(|why| format!("{why}; ")).collect::<String>(), reasons(failed))]
+    NoRung {
+        path: String,
+        /// Why better rungs were not tried.
+        left_out: Vec<&'static str>,
+        failed: Vec<Failed>,
+    },
     #[error("{path}: the thread that wiped it could not run: {problem}")]
     Thread { path: String, problem: String },
 }
@@ -109,6 +116,22 @@ pub struct WipeError {
 
 fn list(errors: &[impl fmt::Display]) -> String {
     let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// Why rungs did not hold; a reason that several share is said once.
+fn reasons(failed: &[Failed]) -> String {
+    let mut shared: Vec<(&str, Vec<String>)> = Vec::new();
+    for Failed { rung, why } in failed {
+        match shared.iter_mut().find(|(reason, _)| reason == why) {
+            Some((_, rungs)) => rungs.push(rung.to_string()),
+            None => shared.push((why, vec![rung.to_string()])),
+        }
+    }
+    let texts: Vec<String> = shared
+        .iter()
+        .map(|(why, rungs)| format!("{}: {why}", rungs.join(", ")))
+        .collect();
     texts.join("; ")
 }
 
@@ -278,6 +301,7 @@ mod tests {
             wiped: vec![wiped],
             failed: vec![DiskError::NoRung {
                 path: "/dev/sdb".into(),
+                left_out: vec![],
                 failed: vec![failed],
             }],
         };

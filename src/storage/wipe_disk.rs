@@ -24,6 +24,8 @@ const PATTERN: u8 = 0xa5;
 const CHUNK: usize = 1 << 20;
 /// Dirty pages that an overwrite may leave to the kernel at a time, in chunks.
 const FLUSH_EVERY: u64 = 256;
+/// The most bytes that marks are cleared in without a sign of life.
+const STEP: u64 = CHUNK as u64 * FLUSH_EVERY;
 
 /// A drive that can be told to erase itself; its data is read and written elsewhere.
 pub(super) trait Drive {
@@ -95,7 +97,7 @@ fn wipe_open(
 ) -> Result<Done, DiskError> {
     let path = &disk.path;
     if let Err(error) = drive.make_ready() {
-        tracing::warn!(disk = %path.display(), %error, "an earlier erase was cut, and the drive does not come back from it");
+        tracing::warn!(disk = %path.display(), %error, "the drive was found locked, or in an erase, and cannot be brought back from that");
     }
     let mut partitions = old_table::partitions(file, disk.size).unwrap_or_else(|error| {
         tracing::warn!(disk = %path.display(), %error, "the old partition table cannot be read");
@@ -105,7 +107,7 @@ fn wipe_open(
     let (mut rung, mut tried, mut verified) = (Rung::Marks, Vec::new(), 0);
     if depth == Depth::Secure {
         let Ladder { rungs, left_out } = ladder(&drive.facts(), extent);
-        for why in left_out {
+        for why in &left_out {
             tracing::info!(disk = %path.display(), "{why}");
         }
         let held = climb(drive, file, disk, &rungs, &mut tried);
@@ -114,11 +116,12 @@ fn wipe_open(
             Some((rung, _)) => rung,
             None => {
                 // What can be cleared is, before the disk is given up.
-                if let Err(error) = clear_marks(file, disk, &partitions, false) {
+                if let Err(error) = clear_marks(drive, file, disk, &partitions, false) {
                     tracing::warn!("{error}");
                 }
                 return Err(DiskError::NoRung {
                     path: path.display().to_string(),
+                    left_out,
                     failed: tried,
                 });
             }
@@ -129,7 +132,7 @@ fn wipe_open(
     {
         tracing::info!(disk = %path.display(), %error, "the discard failed; marks are overwritten in any case");
     }
-    let (written, read) = clear_marks(file, disk, &partitions, depth != Depth::Marks)?;
+    let (written, read) = clear_marks(drive, file, disk, &partitions, depth != Depth::Marks)?;
     Ok(Done {
         rung,
         failed: tried,
@@ -247,7 +250,11 @@ fn prove(file: &File, samples: &[u64], zeros: bool) -> io::Result<()> {
 
 /// Zeros every place of a mark, innermost first, so that a power cut leaves a table to find
 /// the rest by, and reads all of it back. Answers bytes written and blocks read.
+///
+/// An old table may describe thousands of partitions, which a slow disk works on for longer than
+/// anybody may be silent: each step is a sign of life, and leaves little to the kernel.
 fn clear_marks(
+    drive: &impl Drive,
     file: &File,
     disk: &Disk,
     partitions: &[Range<u64>],
@@ -258,18 +265,28 @@ fn clear_marks(
     let outer = signatures::places(&(0..disk.size), Kind::Disk);
     let (mut written, mut read) = (0, 0);
     for places in [&inner, &outer] {
-        for place in places.iter() {
+        let mut dirty = 0;
+        for place in steps(places) {
+            drive.beat();
             // What an erase has cleared need not be written again.
-            let clean = may_be_clean && matches!(first_nonzero(file, place), Ok(None));
+            let clean = may_be_clean && matches!(first_nonzero(file, &place), Ok(None));
             if !clean {
-                zero(file, place).map_err(failed("write zeros to", path))?;
+                zero(file, &place).map_err(failed("write zeros to", path))?;
                 written += place.end - place.start;
+                dirty += place.end - place.start;
+            }
+            if dirty >= STEP {
+                drive.beat();
+                file.sync_data().map_err(failed("flush", path))?;
+                dirty = 0;
             }
         }
+        drive.beat();
         device::flush(file).map_err(failed("flush", path))?;
     }
-    for place in inner.iter().chain(&outer) {
-        if let Some(offset) = first_nonzero(file, place).map_err(failed("read back", path))? {
+    for place in steps(&inner).chain(steps(&outer)) {
+        drive.beat();
+        if let Some(offset) = first_nonzero(file, &place).map_err(failed("read back", path))? {
             return Err(DiskError::NotZero {
                 path: path.display().to_string(),
                 offset,
@@ -278,6 +295,7 @@ fn clear_marks(
         read += (place.end - place.start).div_ceil(SAMPLE as u64);
     }
     for region in partitions.iter().chain([&(0..disk.size)]) {
+        drive.beat();
         let found = signatures::find(file, region).map_err(failed("read back", path))?;
         if let Some(found) = found.into_iter().next() {
             return Err(DiskError::StillThere {
@@ -287,6 +305,16 @@ fn clear_marks(
         }
     }
     Ok((written, read))
+}
+
+/// The places, cut where they are longer than one [`STEP`]: those of neighbours are merged.
+fn steps(places: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> {
+    places.iter().flat_map(|place| {
+        let end = place.end;
+        (place.start..end)
+            .step_by(STEP as usize)
+            .map(move |start| start..end.min(start.saturating_add(STEP)))
+    })
 }
 
 /// Writes zeros over everything, past places that cannot be written.

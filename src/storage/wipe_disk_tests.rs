@@ -1,7 +1,9 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::*;
+use crate::storage::ata;
 use crate::storage::testing::disk;
+use crate::storage::wipe::WipeError;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 300 * MIB;
@@ -45,6 +47,7 @@ struct Fake<'f, F: Fn(Rung) -> Option<io::Result<()>>> {
     act: F,
     facts: Facts,
     asked: &'f RefCell<Vec<Rung>>,
+    beats: Cell<usize>,
 }
 
 impl<F: Fn(Rung) -> Option<io::Result<()>>> Drive for Fake<'_, F> {
@@ -59,6 +62,10 @@ impl<F: Fn(Rung) -> Option<io::Result<()>>> Drive for Fake<'_, F> {
     fn erase(&self, rung: Rung) -> io::Result<()> {
         self.asked.borrow_mut().push(rung);
         (self.act)(rung).unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    fn beat(&self) {
+        self.beats.set(self.beats.get() + 1);
     }
 }
 
@@ -76,6 +83,7 @@ fn wiped(
             ..Facts::default()
         },
         asked: &asked,
+        beats: Cell::new(0),
     };
     let done = wipe_open(&drive, file, disk, &[], Extent::EveryDisk, depth);
     (done, asked.into_inner())
@@ -117,6 +125,7 @@ fn a_partition_only_the_kernel_knows_is_cleared_too() {
         act: |_| None,
         facts: Facts::default(),
         asked: &asked,
+        beats: Cell::new(0),
     };
     let known = std::slice::from_ref(&(220 * MIB..230 * MIB)).to_vec();
     wipe_open(
@@ -129,6 +138,35 @@ fn a_partition_only_the_kernel_knows_is_cleared_too() {
     )
     .unwrap();
     assert_eq!(byte(&file, 220 * MIB), 0);
+}
+
+/// A table of thousands of partitions keeps a slow disk busy for longer than anybody may be silent.
+#[test]
+fn clearing_many_places_gives_signs_of_life() {
+    let (file, disk) = used();
+    let asked = RefCell::new(Vec::new());
+    let drive = Fake {
+        act: |_| None,
+        facts: Facts::default(),
+        asked: &asked,
+        beats: Cell::new(0),
+    };
+    let known: Vec<_> = (20..60)
+        .map(|at| at * 4 * MIB..(at * 4 + 1) * MIB)
+        .collect();
+    assert!(old_table::places_in(&known).len() >= known.len());
+    clear_marks(&drive, &file, &disk, &known, false).unwrap();
+    // Each is written, read back and searched.
+    assert!(drive.beats.get() >= 3 * known.len(), "{:?}", drive.beats);
+}
+
+#[test]
+fn a_long_place_is_cleared_in_steps() {
+    let places = [0..4096, MIB..MIB + 2 * STEP + 1, u64::MAX - 1..u64::MAX];
+    let steps: Vec<_> = steps(&places).collect();
+    let lengths: Vec<_> = steps.iter().map(|step| step.end - step.start).collect();
+    assert_eq!(lengths, [4096, STEP, STEP, 1, 1]);
+    assert!(steps.is_sorted_by(|a, b| a.end <= b.start));
 }
 
 #[test]
@@ -264,13 +302,49 @@ fn a_disk_that_refuses_writes_is_an_error() {
     }
 }
 
+/// The reason must survive where a message is cut.
+#[test]
+fn a_drive_that_is_kept_from_erasing_itself_says_so_first_and_once() {
+    let (file, disk) = used();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let locked = File::open(format!("/proc/self/fd/{fd}")).unwrap();
+    for (status, reason) in [
+        (0x07, "the drive has an ATA password that is not ours"),
+        (0x0f, "the firmware has frozen ATA security"),
+    ] {
+        let asked = RefCell::new(Vec::new());
+        let drive = Fake {
+            act: |_| None,
+            facts: Facts {
+                ata: Some(ata::tests::identified(&[(82, 2), (128, status)])),
+                ..Facts::default()
+            },
+            asked: &asked,
+            beats: Cell::new(0),
+        };
+        let depth = Depth::Secure;
+        let error = wipe_open(&drive, &locked, &disk, &[], Extent::EveryDisk, depth).unwrap_err();
+        let text = WipeError {
+            wiped: vec![],
+            failed: vec![error],
+        }
+        .to_string();
+        let expected = format!(
+            "1 of 1 disks could not be wiped: /dev/sda: nothing erases it: {reason}; \
+             secure discard, discard, zero-out, overwrite: cannot write a test pattern: "
+        );
+        assert!(text.starts_with(&expected), "{text}");
+        assert_eq!(text.matches("test pattern").count(), 1, "{text}");
+    }
+}
+
 /// A locked drive, or one after a failed Sanitize: it takes no write until it has erased itself.
 #[test]
 fn a_disk_that_takes_no_writes_is_asked_to_erase_itself_and_then_proven() {
     let (file, disk) = used();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
     let locked = File::open(format!("/proc/self/fd/{fd}")).unwrap();
-    let erases = std::cell::Cell::new(0);
+    let erases = Cell::new(0);
     let (done, asked) = wiped(&locked, &disk, Depth::Secure, |rung| {
         (rung == Rung::ScsiSanitizeBlock).then(|| {
             erases.set(erases.get() + 1);

@@ -97,7 +97,7 @@ fn every_disk_is_erased_or_named() {
     assert_eq!(rung("liar"), (Rung::ZeroOut, vec![Rung::Discard]));
     assert_eq!(rung("nvme1"), (Rung::NvmeFormatData, vec![]));
     assert_eq!(rung("sata0"), (Rung::Discard, vec![]));
-    let [DiskError::NoRung { path, failed }] = &error.failed[..] else {
+    let [DiskError::NoRung { path, failed, .. }] = &error.failed[..] else {
         panic!("{error}");
     };
     assert_eq!(
