@@ -63,7 +63,8 @@ pub struct ImageSource {
     /// those of `url`. The original is tried when the cache cannot begin to answer, and where
     /// [`Self::leave_cache`] is asked, also when what it answers turns out to be no good.
     pub cache: Option<Url>,
-    /// An image with no checksum beside it is taken all the same.
+    /// An image with no checksum beside it is taken all the same, but only from `url`: a cache
+    /// may lack a checksum that the original has.
     pub without_checksum: bool,
     /// Bytes that it may unpack to.
     pub limit: u64,
@@ -338,7 +339,7 @@ async fn choose<'a>(
             }
         }
     }
-    open(client, source, &source.url, patience).await
+    open(client, &source.url, source.without_checksum, patience).await
 }
 
 async fn open_cached<'a>(
@@ -353,7 +354,7 @@ async fn open_cached<'a>(
     let path = format!("{}{}", cache.path().trim_end_matches('/'), url.path());
     cached.set_path(&path);
     cached.set_query(url.query());
-    let begun = open(client, source, &cached, patience).await?;
+    let begun = open(client, &cached, false, patience).await?;
     Ok(Begun {
         from_cache: true,
         ..begun
@@ -363,12 +364,12 @@ async fn open_cached<'a>(
 /// The checksum first: an image that lacks one, and may not, is not even asked for.
 async fn open<'a>(
     client: &'a dyn Clients,
-    source: &ImageSource,
     url: &Url,
+    without_checksum: bool,
     patience: &'a Patience,
 ) -> Result<Begun<'a>, Error> {
     let expected = match expected(client, url, patience).await {
-        Err(Error::NoChecksum { url }) if source.without_checksum => {
+        Err(Error::NoChecksum { url }) if without_checksum => {
             tracing::warn!(url, "image: NO CHECKSUM beside it, as the policy allows");
             None
         }

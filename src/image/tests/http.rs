@@ -325,6 +325,23 @@ async fn the_cache_comes_first_and_the_origin_helps_out() {
     assert!(error.retry_from_origin(), "{error}");
 }
 
+#[tokio::test]
+async fn a_cache_without_checksums_is_not_taken_for_an_image_without_one() {
+    let (mut server, cache) = behind_cache(vec![]).await;
+    server.source.without_checksum = true;
+    cache.status(&format!("{PATH}.md5"), 404);
+    let verified = server.install().await.unwrap();
+    assert!(verified.summary().compared);
+    assert_eq!((server.ranges().len(), cache.ranges().len()), (1, 0));
+
+    // Neither has one: then the policy counts, at the origin.
+    server.status(&format!("{PATH}.md5"), 404);
+    server.target = Target::new();
+    let verified = server.install().await.unwrap();
+    assert!(!verified.summary().compared);
+    assert_eq!((server.ranges().len(), cache.ranges().len()), (2, 0));
+}
+
 /// An origin with a whole image, and a cache before it that does as it is told.
 async fn behind_cache(plans: Vec<Plan>) -> (Server, Server) {
     let image = image();
