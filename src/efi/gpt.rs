@@ -169,12 +169,31 @@ pub fn geometry(head: &[u8]) -> Result<Geometry, String> {
                 "its partition table contradicts itself, or does not begin at block 2; the backup is at block {last}"
             ));
         }
+        if let Some((first, second, guid)) = same_guid(&entries) {
+            return Err(format!(
+                "its partitions {first} and {second} have the same unique GUID {guid}; each needs its own"
+            ));
+        }
         return Ok(Geometry {
             block,
             size: (last + 1) * block,
         });
     }
     Err("there is no GUID partition table at its start".to_owned())
+}
+
+/// Two used entries that cannot be told apart: their numbers and the GUID of both.
+fn same_guid(entries: &[GPTPartitionEntry]) -> Option<(u32, u32, Uuid)> {
+    let mut guids: Vec<_> = (1..)
+        .zip(entries)
+        .filter(|(_, entry)| entry.is_used())
+        .map(|(number, entry)| (entry.unique_partition_guid, number))
+        .collect();
+    guids.sort_unstable();
+    guids
+        .windows(2)
+        .find(|pair| pair[0].0 == pair[1].0)
+        .map(|pair| (pair[0].1, pair[1].1, Uuid::from_bytes_le(pair[0].0)))
 }
 
 fn used(disk: &Path, entries: &[GPTPartitionEntry]) -> Vec<Partition> {
@@ -367,6 +386,37 @@ pub(crate) mod tests {
             change(&path, 512 + 32, &last.to_le_bytes(), true);
             let error = geometry(&fs::read(&path).unwrap()).unwrap_err();
             assert!(error.contains("contradicts itself"), "{error}");
+        }
+    }
+
+    /// gptman would only refuse to move the backup, when the disk is written.
+    #[test]
+    fn an_image_with_one_guid_for_two_partitions_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        for block in [512, 4096] {
+            // gptman would not write it either: changed while nobody checks.
+            disk(&path, block, Uuid::from_u128(1));
+            let mut file = File::options().read(true).write(true).open(&path).unwrap();
+            let mut gpt = GPT::read_from(&mut file, block).unwrap();
+            gpt[1].unique_partition_guid = gpt[3].unique_partition_guid;
+            assert!(matches!(
+                gpt.write_into(&mut file),
+                Err(gptman::Error::ConflictPartitionGUID)
+            ));
+            let entries: Vec<_> = gpt.iter().map(|(_, entry)| entry.clone()).collect();
+            gpt.header.write_into(&mut file, block, &entries).unwrap();
+            let error = geometry(&fs::read(&path).unwrap()).unwrap_err();
+            assert!(
+                error.contains("partitions 1 and 3")
+                    && error.contains(&Uuid::from_u128(3).to_string()),
+                "{error}"
+            );
+            // Entries that are not used have no GUID to share.
+            gpt[3].partition_type_guid = [0; 16];
+            let entries: Vec<_> = gpt.iter().map(|(_, entry)| entry.clone()).collect();
+            gpt.header.write_into(&mut file, block, &entries).unwrap();
+            assert!(geometry(&fs::read(&path).unwrap()).is_ok());
         }
     }
 }

@@ -139,28 +139,44 @@ pub enum Error {
         algorithm: Algorithm,
         expected: String,
         got: String,
-        /// It came from the image cache, so the origin may be better.
-        from_cache: bool,
         /// What was wrong with the content before the mismatch was known.
         symptom: Option<String>,
     },
     /// A worker thread could not be started, or it panicked.
     #[error("image pipeline: {0}")]
     Pipeline(String),
+    /// The download or its content was to blame, and it came from the image cache: the origin
+    /// may be better.
+    #[error("from the image cache: {0}")]
+    FromCache(Box<Error>),
 }
 
 impl Error {
-    /// The image came damaged from the cache: once the target is emptied, the same image
-    /// is worth one more try with [`super::ImageSource::cache`] left out.
-    #[must_use]
-    pub fn retry_from_origin(&self) -> bool {
-        matches!(
-            self,
-            Self::ChecksumMismatch {
-                from_cache: true,
-                ..
-            }
-        )
+    /// The cache is to blame: once the target is emptied, the same image is worth one more
+    /// try with [`super::ImageSource::cache`] left out.
+    pub(super) fn retry_from_origin(&self) -> bool {
+        matches!(self, Self::FromCache(_))
+    }
+
+    /// Says that it was the cache that answered, where that matters: a full or failing disk
+    /// is no better with another source.
+    pub(super) fn of_cache(self) -> Self {
+        match self.is_of_source() {
+            true => Self::FromCache(Box::new(self)),
+            false => self,
+        }
+    }
+
+    /// Whether the download or what came with it is to blame, and not the target. What matches
+    /// the cache's own checksum counts too: a cache may keep an older image with its checksum.
+    fn is_of_source(&self) -> bool {
+        match self {
+            Self::Url { .. } | Self::Request { .. } | Self::Status { .. } => true,
+            Self::Answer { .. } | Self::Interrupted { .. } | Self::Changed { .. } => true,
+            Self::NoChecksum { .. } | Self::ChecksumFile { .. } => true,
+            Self::ChecksumMismatch { .. } | Self::Format { .. } | Self::Blocks { .. } => true,
+            other => other.is_damage(),
+        }
     }
 
     /// What may come from damage on the way here: only the checksum can tell. A flipped bit

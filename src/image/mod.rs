@@ -60,9 +60,11 @@ pub struct ImageSource {
     /// The image as the allocation names it.
     pub url: Url,
     /// The partition's image cache: scheme and authority (and a path in front) that replace
-    /// those of `url`. The original is tried when the cache cannot begin to answer.
+    /// those of `url`. The original is tried when the cache cannot begin to answer, and where
+    /// [`Self::leave_cache`] is asked, also when what it answers turns out to be no good.
     pub cache: Option<Url>,
-    /// An image with no checksum beside it is taken all the same.
+    /// An image with no checksum beside it is taken all the same, but only from `url`: a cache
+    /// may lack a checksum that the original has.
     pub without_checksum: bool,
     /// Bytes that it may unpack to.
     pub limit: u64,
@@ -78,6 +80,17 @@ impl ImageSource {
             without_checksum: false,
             limit: DEFAULT_LIMIT,
         }
+    }
+
+    /// Whether another try may end better than in `error`: the cache was to blame, and is out
+    /// of use from now on, so that there is only one. The target has to be emptied before.
+    #[must_use]
+    pub fn leave_cache(&mut self, error: &Error) -> bool {
+        let leave = error.retry_from_origin() && self.cache.take().is_some();
+        if leave {
+            tracing::warn!("{error}; once more from the origin");
+        }
+        leave
     }
 }
 
@@ -142,12 +155,15 @@ impl VerifiedImage {
 
 /// Looks whether an image can be had: its checksum is there and makes sense, its download
 /// begins, and what begins can be unpacked. Nothing is written, and only the first bytes are read.
+/// The origin counts where the cache has something else.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn probe(client: &dyn Clients, source: &ImageSource) -> Result<(), Error> {
-    let (head, url) = begin(client, source, decode::PEEK).await?;
-    decode::check_magic(&head[..head.len().min(decode::PEEK)], &url, false)
+    let check = |head: &[u8], url: &str| {
+        decode::check_magic(&head[..head.len().min(decode::PEEK)], url, false)
+    };
+    probe_head(client, source, decode::PEEK, &check).await
 }
 
 /// As [`probe`], for a disk image and the disk that it is for: it has to be one, for the
@@ -162,32 +178,62 @@ pub async fn probe_disk(
     size: u64,
     block: u64,
 ) -> Result<(), Error> {
-    let (head, url) = begin(client, source, PACKED_HEAD).await?;
-    decode::check_magic(&head[..head.len().min(decode::PEEK)], &url, true)?;
-    let mut start = None;
-    let stopped = decode::decode(&head[..], &url, source.limit, |buffer| {
-        start = Some(buffer);
-        Err(Stop::Below)
-    });
-    match (start, stopped) {
-        (Some(start), _) => disk::fits(&start, path, size, block).map(drop),
-        // Less than a buffer came out of what was read: the install itself will tell.
-        (None, _) => Ok(()),
-    }
+    let check = |head: &[u8], url: &str| {
+        decode::check_magic(&head[..head.len().min(decode::PEEK)], url, true)?;
+        let mut start = None;
+        let stopped = decode::decode(head, url, source.limit, |buffer| {
+            start = Some(buffer);
+            Err(Stop::Below)
+        });
+        match (start, stopped) {
+            (Some(start), _) => disk::fits(&start, path, size, block).map(drop),
+            // Less than a buffer came out of what was read: the install itself will tell.
+            (None, _) => Ok(()),
+        }
+    };
+    probe_head(client, source, PACKED_HEAD, &check).await
 }
 
 /// What is downloaded of a disk image to see its partition table: one block of lz4, the
 /// greatest of all that can be its first, has 4 MiB.
 const PACKED_HEAD: usize = 5 << 20;
 
-/// The first bytes of an image, some more than `count` or all, and where they came from.
-async fn begin(
+/// Judges the first bytes of an image that came from this URL.
+type CheckHead<'a> = dyn Fn(&[u8], &str) -> Result<(), Error> + Send + Sync + 'a;
+
+/// Looks at the first bytes of an image, some more than `count` or all. What the cache has is
+/// no reason against an image that the origin has in order.
+async fn probe_head(
     client: &dyn Clients,
     source: &ImageSource,
     count: usize,
-) -> Result<(Vec<u8>, String), Error> {
+    check: &CheckHead<'_>,
+) -> Result<(), Error> {
     let patience = Patience::default();
-    let mut download = choose(client, source, &patience).await?.download;
+    let mut source = source.clone();
+    loop {
+        let Begun {
+            mut download,
+            from_cache,
+            ..
+        } = choose(client, &source, &patience).await?;
+        let checked = match begin(&mut download, count).await {
+            Ok(head) => check(&head, &download.shown()),
+            Err(error) => Err(error),
+        };
+        match checked {
+            Err(error) if from_cache => {
+                let error = error.of_cache();
+                if !source.leave_cache(&error) {
+                    return Err(error);
+                }
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn begin(download: &mut Download<'_>, count: usize) -> Result<Vec<u8>, Error> {
     let mut head = Vec::new();
     while head.len() < count {
         match download.next().await? {
@@ -195,7 +241,7 @@ async fn begin(
             None => break,
         }
     }
-    Ok((head, download.shown()))
+    Ok(head)
 }
 
 /// Streams an image into the directory `root`.
@@ -293,7 +339,7 @@ async fn choose<'a>(
             }
         }
     }
-    open(client, source, &source.url, patience).await
+    open(client, &source.url, source.without_checksum, patience).await
 }
 
 async fn open_cached<'a>(
@@ -308,7 +354,7 @@ async fn open_cached<'a>(
     let path = format!("{}{}", cache.path().trim_end_matches('/'), url.path());
     cached.set_path(&path);
     cached.set_query(url.query());
-    let begun = open(client, source, &cached, patience).await?;
+    let begun = open(client, &cached, false, patience).await?;
     Ok(Begun {
         from_cache: true,
         ..begun
@@ -318,12 +364,12 @@ async fn open_cached<'a>(
 /// The checksum first: an image that lacks one, and may not, is not even asked for.
 async fn open<'a>(
     client: &'a dyn Clients,
-    source: &ImageSource,
     url: &Url,
+    without_checksum: bool,
     patience: &'a Patience,
 ) -> Result<Begun<'a>, Error> {
     let expected = match expected(client, url, patience).await {
-        Err(Error::NoChecksum { url }) if source.without_checksum => {
+        Err(Error::NoChecksum { url }) if without_checksum => {
             tracing::warn!(url, "image: NO CHECKSUM beside it, as the policy allows");
             None
         }

@@ -33,8 +33,22 @@ pub enum Work {
     CheckDisk,
 }
 
-/// Runs the pipeline and puts the outcomes of its stages together.
+/// Runs the pipeline. An error that another source may not have says that the cache is to blame.
 pub async fn run(
+    begun: Begun<'_>,
+    work: Work,
+    limit: u64,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Summary, Error> {
+    let from_cache = begun.from_cache;
+    match run_stages(begun, work, limit, progress).await {
+        Err(error) if from_cache => Err(error.of_cache()),
+        done => done,
+    }
+}
+
+/// Runs the stages and puts their outcomes together.
+async fn run_stages(
     begun: Begun<'_>,
     work: Work,
     limit: u64,
@@ -43,7 +57,7 @@ pub async fn run(
     let Begun {
         expected,
         mut download,
-        from_cache,
+        ..
     } = begun;
     // Without a checksum a digest is computed for the log all the same.
     let algorithm = expected
@@ -94,7 +108,6 @@ pub async fn run(
             .map(|expected| expected.hex.clone())
             .unwrap_or_default(),
         got,
-        from_cache,
         symptom,
     };
     match (cause, fed, digest) {

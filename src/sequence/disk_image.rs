@@ -88,8 +88,8 @@ impl Allocated {
         Ok(NewKernel { loaded, entry })
     }
 
-    /// Streams the image onto the disk, once more from the origin should the cache have a
-    /// damaged copy, and shows the kernel the partitions that came with it.
+    /// Streams the image onto the disk, once more from the origin should what the cache has
+    /// break off or be damaged, and shows the kernel the partitions that came with it.
     async fn write_image(
         &self,
         checked: &Checked,
@@ -115,9 +115,8 @@ impl Allocated {
                         .during(Step::Partitioning)?;
                     return Ok(image);
                 }
-                Err(error) if error.retry_from_origin() && source.cache.take().is_some() => {
-                    tracing::warn!("{error}; once more from the origin");
-                }
+                // Opened anew above, and its first MiB is only written after the last byte.
+                Err(error) if source.leave_cache(&error) => {}
                 Err(error) => return Err(error).during(Step::Image),
             }
         }

@@ -179,8 +179,8 @@ impl Allocated {
         block_in_place(|| target.unmount()).during(Step::BootEntry)
     }
 
-    /// Lays out the disks and streams the image onto them. Should the image cache have a
-    /// damaged copy, once more from the origin, onto fresh file systems.
+    /// Lays out the disks and streams the image onto them. Should what the image
+    /// cache has break off or be damaged, once more from the origin, onto fresh file systems.
     async fn unpack(
         &self,
         checked: &Checked,
@@ -203,8 +203,7 @@ impl Allocated {
                     tracing::info!("{}", image.summary());
                     return Ok((target, image));
                 }
-                Err(error) if error.retry_from_origin() && source.cache.take().is_some() => {
-                    tracing::warn!("{error}; once more from the origin");
+                Err(error) if source.leave_cache(&error) => {
                     block_in_place(|| target.unmount()).during(Step::Image)?;
                 }
                 Err(error) => return Err(error).during(Step::Image),

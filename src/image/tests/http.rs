@@ -246,12 +246,7 @@ async fn the_checksum_of_another_image() {
         format!("{}  img.tar.lz4\n", "0".repeat(32)),
     );
     let error = server.install().await.unwrap_err();
-    let Error::ChecksumMismatch {
-        symptom: None,
-        from_cache: false,
-        ..
-    } = error
-    else {
+    let Error::ChecksumMismatch { symptom: None, .. } = error else {
         panic!("{error}");
     };
     assert!(!error.retry_from_origin());
@@ -317,14 +312,7 @@ async fn an_image_that_was_published_broken_says_so() {
 
 #[tokio::test]
 async fn the_cache_comes_first_and_the_origin_helps_out() {
-    let image = image();
-    let origin = Server::new(&image, vec![]).await;
-    let cache = Server::new(&image, vec![]).await;
-    let mut base = cache.source.url.clone();
-    base.set_path("/");
-    base.set_query(None);
-    let mut server = origin;
-    server.source.cache = Some(base);
+    let (server, cache) = behind_cache(vec![]).await;
     server.install().await.unwrap();
     assert_eq!((server.ranges().len(), cache.ranges().len()), (0, 1));
     cache.status(PATH, 404);
@@ -335,6 +323,154 @@ async fn the_cache_comes_first_and_the_origin_helps_out() {
     cache.put(&format!("{PATH}.md5"), "0".repeat(32));
     let error = server.install().await.unwrap_err();
     assert!(error.retry_from_origin(), "{error}");
+}
+
+#[tokio::test]
+async fn a_cache_without_checksums_is_not_taken_for_an_image_without_one() {
+    let (mut server, cache) = behind_cache(vec![]).await;
+    server.source.without_checksum = true;
+    cache.status(&format!("{PATH}.md5"), 404);
+    let verified = server.install().await.unwrap();
+    assert!(verified.summary().compared);
+    assert_eq!((server.ranges().len(), cache.ranges().len()), (1, 0));
+
+    // Neither has one: then the policy counts, at the origin.
+    server.status(&format!("{PATH}.md5"), 404);
+    server.target = Target::new();
+    let verified = server.install().await.unwrap();
+    assert!(!verified.summary().compared);
+    assert_eq!((server.ranges().len(), cache.ranges().len()), (2, 0));
+}
+
+/// An origin with a whole image, and a cache before it that does as it is told.
+async fn behind_cache(plans: Vec<Plan>) -> (Server, Server) {
+    let image = image();
+    let mut origin = Server::new(&image, vec![]).await;
+    let cache = Server::new(&image, plans).await;
+    let mut base = cache.source.url.clone();
+    base.set_path("/");
+    base.set_query(None);
+    origin.source.cache = Some(base);
+    (origin, cache)
+}
+
+/// The second of two tries, as the sequence makes them, goes to the origin.
+async fn leads_to_the_origin(server: &mut Server, cache: &Server, what: &str) {
+    let error = server.install().await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("from the image cache: ") && text.contains(what),
+        "{what}: {text}"
+    );
+    assert_eq!(server.ranges().len(), 0, "{what}: {error}");
+    let asked = cache.ranges().len();
+    assert!(asked > 0, "{what}: {error}");
+    assert!(server.source.leave_cache(&error), "{what}: {error}");
+    server.target = Target::new();
+    server.install().await.unwrap();
+    assert!(server.content_is_whole());
+    let counts = (server.ranges().len(), cache.ranges().len());
+    assert_eq!(counts, (1, asked), "{what}");
+    assert!(!server.source.leave_cache(&error), "{what}: only once");
+}
+
+#[tokio::test]
+async fn a_cache_that_breaks_off_leads_to_the_origin() {
+    let status = |code| Plan {
+        status: Some(code),
+        ..Plan::default()
+    };
+    let changed = Plan {
+        etag: Some("\"two\""),
+        ..Plan::default()
+    };
+    for (what, plans) in [
+        ("broken off", vec![cut(300_000), cut(0)]),
+        ("changed", vec![cut(300_000), changed]),
+        ("404", vec![cut(300_000), status(404)]),
+        ("Content-Range", vec![cut(300_000), status(206)]),
+    ] {
+        let (mut server, cache) = behind_cache(plans).await;
+        leads_to_the_origin(&mut server, &cache, what).await;
+    }
+}
+
+#[tokio::test]
+async fn what_only_the_content_tells_of_a_cache_leads_to_the_origin() {
+    let whole = image();
+    // The size of the first block: seven bytes in, after magic and descriptor.
+    let mut damaged = whole.clone();
+    damaged[9] ^= 0x40;
+    let refused = lz4(&archive(&[file(b"../x", b"")]));
+    let tar = lz4(&file(b"big", b"and no end")[..700]);
+    for (what, content) in [
+        ("data is damaged", damaged),
+        ("truncated", whole[..900_000].to_vec()),
+        ("tar archive", tar),
+        ("refused tar entry", refused),
+        ("not an image", b"<html>sign in</html>".to_vec()),
+    ] {
+        let (mut server, cache) = behind_cache(vec![]).await;
+        // The cache's own checksum fits: only the content itself is wrong.
+        let md5 = digest(Algorithm::Md5, &content);
+        cache.put(&format!("{PATH}.md5"), md5);
+        cache.put(PATH, content);
+        leads_to_the_origin(&mut server, &cache, what).await;
+    }
+}
+
+#[test]
+fn only_the_source_leads_to_the_origin() {
+    let write = |errno: nix::errno::Errno| Error::Write {
+        entry: String::new(),
+        operation: "",
+        source: errno.into(),
+    };
+    let full = Error::DiskFull {
+        entry: String::new(),
+        operation: "",
+        size: 0,
+        available: 0,
+        inodes: 0,
+        free_inodes: 0,
+        unpacked: 0,
+    };
+    let not_kept = Error::NotKept {
+        path: String::new(),
+        at: 0,
+    };
+    for error in [
+        full,
+        not_kept,
+        write(nix::errno::Errno::EIO),
+        Error::Pipeline(String::new()),
+    ] {
+        let error = error.of_cache();
+        assert!(!error.retry_from_origin(), "{error}");
+    }
+    // A flipped bit makes a link to nothing.
+    assert!(
+        write(nix::errno::Errno::ENOENT)
+            .of_cache()
+            .retry_from_origin()
+    );
+}
+
+#[tokio::test]
+async fn a_probe_of_a_bad_cache_goes_on_to_the_origin() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (server, cache) = behind_cache(vec![]).await;
+    cache.put(PATH, "<html>sign in</html>");
+    crate::image::probe(&client, &server.source).await.unwrap();
+    assert_eq!((server.ranges().len(), cache.ranges().len()), (1, 1));
+
+    // The probe is about the image: what is wrong at the origin too is an error.
+    server.put(PATH, "<html>sign in</html>");
+    let error = crate::image::probe(&client, &server.source)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Format { .. }), "{error}");
 }
 
 #[tokio::test]
