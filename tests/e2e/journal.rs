@@ -1,5 +1,8 @@
 //! The install journal and BootNext: what a second boot does to a machine (contracts.md §9).
 
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::common::*;
@@ -160,6 +163,12 @@ fn an_os_that_does_not_start_is_told_of_and_booted_ever_more_slowly() {
     let mut guest = install(&bed, &machine, &Allocation::new(&url, "/dev/vda"));
     assert_eq!(guest.wait_end(90), End::PowerOff);
 
+    // Its loaders are none any more: the firmware goes on to the medium.
+    let esp = machine.disks[0].head(96 << 20);
+    let programs = (0..esp.len())
+        .step_by(512)
+        .filter(|at| esp[*at..].starts_with(b"MZ"));
+    programs.for_each(|at| machine.disks[0].scribble(at as u64, b"XX"));
     machine.order = Some(Order::MediaFirst);
     for (name, pauses, told) in [
         ("first", false, 0),
@@ -167,7 +176,6 @@ fn an_os_that_does_not_start_is_told_of_and_booted_ever_more_slowly() {
         ("third", true, 0),
         ("fourth", true, 1),
     ] {
-        // What the firmware does whose BootNext leads nowhere: it goes on to the medium.
         machine.name = name.to_owned();
         let mut boot = bed.power_on(&machine);
         boot.wait_for(
@@ -178,7 +186,7 @@ fn an_os_that_does_not_start_is_told_of_and_booted_ever_more_slowly() {
         let events = bed.standin.events(&bed.machine);
         let crashed = events.iter().filter(|event| *event == "CRASHED").count();
         assert_eq!(crashed, told, "{name}: {events:?}");
-        boot.power_cut();
+        assert_eq!(boot.wait_end(60), End::Reset);
     }
     let message = bed.standin.wait_event(&bed.machine, "CRASHED", 1, 5);
     assert!(message.contains("came back 3 times"), "{message}");
@@ -217,6 +225,44 @@ fn a_machine_that_was_given_back_is_wiped() {
         machine.disks.iter().all(|d| d.is_blank()),
         "a disk was not wiped"
     );
+}
+
+#[test]
+fn a_wipe_that_is_cut_on_a_wiped_machine_is_begun_anew() {
+    let bed = Bed::plan("journal_cut_wipe").start();
+    let mut machine = with_iso(&bed, true);
+    let wiped = bed.power_on(&machine);
+    bed.standin
+        .wait_event(&bed.machine, "WAITING", 1, TO_WAITING);
+    wiped.power_cut();
+
+    // A disk of somebody's comes in, so slow that its wipe takes minutes.
+    const LUKS: &[u8] = b"LUKS\xba\xbe";
+    machine.disks[1].scribble(0, LUKS);
+    machine.disks[1].scribble(4096, PATTERN);
+    machine.drive_words = ",throttling.iops-total=60";
+    machine.order = Some(Order::MediaFirst);
+    machine.name = "cut".to_owned();
+    let mut cut = bed.power_on(&machine);
+    let line = cut.wait_for("install journal: ", TO_WAITING);
+    assert!(line.contains("wiped"), "{line}");
+    cut.wait_for("LUKS", TO_WAITING);
+    let begin = Instant::now();
+    while machine.disks[1].head(LUKS.len()) == LUKS {
+        let waited = begin.elapsed();
+        assert!(waited < Duration::from_secs(60), "the wipe does not begin");
+        sleep(Duration::from_millis(20));
+    }
+    cut.power_cut();
+
+    machine.drive_words = "";
+    machine.name = "again".to_owned();
+    let mut again = bed.power_on(&machine);
+    let line = again.wait_for("install journal: ", TO_WAITING);
+    assert!(line.contains("installing 00000000-"), "{line}");
+    bed.standin
+        .wait_event(&bed.machine, "WAITING", 2, TO_WAITING);
+    assert!(machine.disks.iter().all(|disk| disk.is_blank()));
 }
 
 #[test]

@@ -159,6 +159,14 @@ impl Disk {
         data.windows(needle.len()).any(|w| w == needle)
     }
 
+    /// Its first bytes.
+    pub fn head(&self, length: usize) -> Vec<u8> {
+        let mut head = vec![0; length];
+        let mut file = File::open(&self.path).expect("own disk");
+        file.read_exact(&mut head).expect("read own disk");
+        head
+    }
+
     /// Overwrites one place, as a fault.
     pub fn scribble(&self, at: u64, bytes: &[u8]) {
         let mut file = OpenOptions::new()
