@@ -1,7 +1,7 @@
 //! End to end: the agent in a QEMU guest, against real services and the stand-in apiserver.
 //!
 //! Needs what `scripts/test` prepares (media, images, virtual environment) and root. Each test has a
-//! bed of its own; run at most two at a time (`--test-threads=2`). Logs: `target/e2e/<test>/`.
+//! bed of its own; run at most two for each core at a time (`--test-threads=4`). Logs: `target/e2e/<test>/`.
 
 mod support;
 
