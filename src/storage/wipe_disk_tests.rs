@@ -69,6 +69,16 @@ impl<F: Fn(Rung) -> Option<io::Result<()>>> Drive for Fake<'_, F> {
     }
 }
 
+/// A drive that is told nothing: only marks are cleared.
+fn marks_only(asked: &RefCell<Vec<Rung>>) -> Fake<'_, impl Fn(Rung) -> Option<io::Result<()>>> {
+    Fake {
+        act: |_| None,
+        facts: Facts::default(),
+        asked,
+        beats: Cell::new(0),
+    }
+}
+
 fn wiped(
     file: &File,
     disk: &Disk,
@@ -121,12 +131,7 @@ fn a_partition_only_the_kernel_knows_is_cleared_too() {
     let (file, disk) = used();
     file.write_all_at(b"LUKS\xba\xbe", 220 * MIB).unwrap();
     let asked = RefCell::new(Vec::new());
-    let drive = Fake {
-        act: |_| None,
-        facts: Facts::default(),
-        asked: &asked,
-        beats: Cell::new(0),
-    };
+    let drive = marks_only(&asked);
     let known = std::slice::from_ref(&(220 * MIB..230 * MIB)).to_vec();
     wipe_open(
         &drive,
@@ -145,12 +150,7 @@ fn a_partition_only_the_kernel_knows_is_cleared_too() {
 fn clearing_many_places_gives_signs_of_life() {
     let (file, disk) = used();
     let asked = RefCell::new(Vec::new());
-    let drive = Fake {
-        act: |_| None,
-        facts: Facts::default(),
-        asked: &asked,
-        beats: Cell::new(0),
-    };
+    let drive = marks_only(&asked);
     let known: Vec<_> = (20..60)
         .map(|at| at * 4 * MIB..(at * 4 + 1) * MIB)
         .collect();

@@ -220,6 +220,11 @@ impl Guest {
             .unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// The same; an error when QEMU refuses it, or is just ending.
+    pub fn try_control(&self, command: &str, arguments: serde_json::Value) -> Result<(), String> {
+        self.qmp.execute(command, arguments).map(drop)
+    }
+
     /// Presses keys of the keyboard together, by their names in QEMU (`QKeyCode`).
     pub fn press(&self, keys: &[&str]) {
         let keys: Vec<_> = keys
@@ -227,11 +232,6 @@ impl Guest {
             .map(|key| json!({"type": "qcode", "data": key}))
             .collect();
         self.control("send-key", json!({"keys": keys}));
-    }
-
-    /// The same; an error when QEMU refuses it, or is just ending.
-    pub fn try_control(&self, command: &str, arguments: serde_json::Value) -> Result<(), String> {
-        self.qmp.execute(command, arguments).map(drop)
     }
 
     /// Whether the machine has ended, or does so in a moment.
