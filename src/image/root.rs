@@ -84,30 +84,25 @@ impl RootDir {
     /// The kernel's errno; `ENOENT` when a link on the way leads nowhere.
     pub fn make_dirs(&self, path: &Path, links: Links) -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        match self.lookup(path, flags, links) {
-            Err(Errno::ENOENT) => {}
-            other => return other,
+        let components: Vec<_> = relative(path).components().collect();
+        let first = |count: usize| components[..count].iter().collect::<PathBuf>();
+        // From the end: most of a path is there already.
+        let mut there = components.len();
+        let mut directory = loop {
+            match self.lookup(&first(there), flags, links) {
+                Err(Errno::ENOENT) if there > 0 => there -= 1,
+                other => break other?,
+            }
+        };
+        for (index, name) in components.iter().enumerate().skip(there) {
+            let mode = Mode::from_bits_truncate(0o755);
+            match mkdirat(&directory, name.as_os_str(), mode) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            directory = self.lookup(&first(index + 1), flags, links)?;
         }
-        let mut below = PathBuf::new();
-        let mut parent = self.lookup(&below, flags, links)?;
-        for component in relative(path).components() {
-            below.push(component);
-            parent = match self.lookup(&below, flags, links) {
-                Err(Errno::ENOENT) => {
-                    match mkdirat(
-                        &parent,
-                        component.as_os_str(),
-                        Mode::from_bits_truncate(0o755),
-                    ) {
-                        Ok(()) | Err(Errno::EEXIST) => {}
-                        Err(errno) => return Err(errno),
-                    }
-                    self.lookup(&below, flags, links)?
-                }
-                other => other?,
-            };
-        }
-        Ok(parent)
+        Ok(directory)
     }
 
     /// Reads a regular file of at most `limit` bytes.
