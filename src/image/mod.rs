@@ -23,6 +23,7 @@ mod pipe;
 mod pipeline;
 mod progress;
 pub mod root;
+mod small_files;
 mod unpack;
 mod write_back;
 mod xattr;

@@ -27,6 +27,7 @@ use super::metadata::{file_metadata, node_metadata, owner_mode_xattrs, time};
 use super::pax::Acls;
 use super::pipe::Stop;
 use super::root::{Links, RootDir, create_new};
+use super::small_files::SmallFiles;
 use super::write_back::WriteBack;
 use super::xattr;
 
@@ -55,35 +56,40 @@ pub struct Counters {
 /// # Errors
 /// A damaged archive, a refused entry, or a failed system call.
 pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Result<(), Stop> {
+    let mut small_files = SmallFiles::start()?;
+    let write_back = WriteBack::start()?;
+    let mut nudged = 0;
     let mut unpacker = Unpacker {
         root,
         parent: None,
         file_systems: Vec::new(),
-        write_back: WriteBack::start()?,
-        nudged: 0,
         directories: Vec::new(),
         acls: Vec::new(),
         deferred: 0,
     };
     let done = each(source, counters, |archive, entry| {
-        let name = entry.path.clone();
         let at = archive.position();
-        if at - unpacker.nudged >= NUDGE_EVERY {
-            unpacker.nudged = at;
-            unpacker.write_back.nudge(&unpacker.file_systems);
+        if at - nudged >= NUDGE_EVERY {
+            nudged = at;
+            write_back.nudge(&unpacker.file_systems);
         }
         unpacker
-            .entry(archive, entry)
-            .map_err(|stop| unpacker.numbers_for_full_disk(stop, &name, archive.position()))
+            .entry(archive, entry, &mut small_files)
+            .map_err(|stop| unpacker.numbers_for_full_disk(stop, archive.position()))
     });
-    match done {
-        Ok(()) => unpacker.finish(),
-        Err(stop) => {
-            // Its open files would keep the target busy; `stop` is what went wrong first.
-            let _ = unpacker.write_back.finish();
-            Err(stop)
+    // Whatever went wrong, both threads have to end: their open files keep the target busy.
+    let done = match (done, small_files.finish()) {
+        (Ok(()) | Err(Stop::Below), Err(cause)) => {
+            let unpacked = counters.bytes.load(Ordering::Relaxed);
+            Err(unpacker.numbers_for_full_disk(cause, unpacked))
         }
-    }
+        (done, _) => done,
+    };
+    let done = done.and_then(|()| unpacker.set_deferred());
+    let written = write_back.finish();
+    done?;
+    written.map_err(|errno| failed_at(root.path(), "write-back", errno))?;
+    unpacker.flush()
 }
 
 /// Reads the whole stream as [`unpack`] would, and writes nothing.
@@ -123,9 +129,6 @@ struct Unpacker<'a> {
     parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// One descriptor on each file system written to, for the flush at the end.
     file_systems: Vec<(u64, Arc<OwnedFd>)>,
-    write_back: WriteBack,
-    /// Where in the archive write-back was last asked for.
-    nudged: u64,
     directories: Vec<Deferred>,
     /// ACLs name accounts, which the image lists somewhere in `/etc`.
     acls: Vec<(PathBuf, Acls)>,
@@ -148,7 +151,12 @@ const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 impl Unpacker<'_> {
-    fn entry<R: BufRead>(&mut self, archive: &mut Archive<R>, entry: Entry) -> Result<(), Stop> {
+    fn entry<R: BufRead>(
+        &mut self,
+        archive: &mut Archive<R>,
+        entry: Entry,
+        small_files: &mut SmallFiles,
+    ) -> Result<(), Stop> {
         let path = clean(&entry.path).map_err(|reason| refused(&entry.path, reason))?;
         self.defer_acls(&path, &entry)?;
         let Some(name) = path.file_name().map(PathBuf::from) else {
@@ -177,6 +185,9 @@ impl Unpacker<'_> {
                     create_new(parent.as_fd(), &name, entry.mode & 0o777)
                 })?;
                 let mut file = File::from(fd);
+                if SmallFiles::takes(*size, parts) {
+                    return small_files.add(archive, file, *size, entry);
+                }
                 write_content(archive, &mut file, *size, parts, &entry)?;
                 file_metadata(&file, &entry)
             }
@@ -228,9 +239,11 @@ impl Unpacker<'_> {
     }
 
     /// ENOSPC with what an operator needs to know about it; anything else as it is.
-    fn numbers_for_full_disk(&self, stop: Stop, entry: &[u8], unpacked: u64) -> Stop {
+    fn numbers_for_full_disk(&self, stop: Stop, unpacked: u64) -> Stop {
         let Stop::Failed(Error::Write {
-            operation, source, ..
+            entry,
+            operation,
+            source,
         }) = &stop
         else {
             return stop;
@@ -250,7 +263,7 @@ impl Unpacker<'_> {
             return stop;
         };
         Stop::Failed(Error::DiskFull {
-            entry: shown(entry),
+            entry: entry.clone(),
             operation,
             size: now.blocks() * now.fragment_size(),
             available: now.blocks_available() * now.fragment_size(),
@@ -420,8 +433,8 @@ impl Unpacker<'_> {
         node_metadata(parent, name, entry, true)
     }
 
-    /// ACLs and directory times, then a flush that reports what the disk could not take.
-    fn finish(self) -> Result<(), Stop> {
+    /// ACLs and the times of directories.
+    fn set_deferred(&self) -> Result<(), Stop> {
         if !self.acls.is_empty() {
             let accounts = Accounts::of(self.root);
             for (path, acls) in &self.acls {
@@ -444,9 +457,11 @@ impl Unpacker<'_> {
             futimens(&fd, &omit, &mtime)
                 .map_err(|errno| failed_at(&directory.path, "utimens", errno))?;
         }
-        self.write_back
-            .finish()
-            .map_err(|errno| failed_at(self.root.path(), "write-back", errno))?;
+        Ok(())
+    }
+
+    /// Flushes, which reports what the disk could not take.
+    fn flush(&self) -> Result<(), Stop> {
         for (_, fd) in &self.file_systems {
             syncfs(&**fd).map_err(|errno| failed_at(self.root.path(), "syncfs", errno))?;
         }
@@ -539,6 +554,7 @@ fn refused(path: &[u8], reason: impl Into<String>) -> Stop {
     })
 }
 
+/// A system call on an entry that failed.
 pub(super) fn failed(entry: &Entry, operation: &'static str, errno: Errno) -> Stop {
     write_error(&entry.path, operation, errno.into())
 }
@@ -547,7 +563,7 @@ fn failed_at(path: &Path, operation: &'static str, errno: Errno) -> Stop {
     write_error(path.as_os_str().as_bytes(), operation, errno.into())
 }
 
-fn write_error(path: &[u8], operation: &'static str, source: io::Error) -> Stop {
+pub(super) fn write_error(path: &[u8], operation: &'static str, source: io::Error) -> Stop {
     Stop::Failed(Error::Write {
         entry: shown(path),
         operation,
