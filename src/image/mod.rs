@@ -1,7 +1,9 @@
 //! An image from its URL to a verified tree, in one pass and in bounded memory.
 //!
 //! ```text
-//! download (async, resumes) -> hash -> decode -> unpack        one thread each, bounded channels
+//! download (async, resumes) -> hash -> decode -> unpack -> small files
+//!                                                       -> write-back
+//!                                                one thread each, bounded channels
 //! ```
 //!
 //! Nothing is stored on the way. The tree counts only once the download had its announced

@@ -32,13 +32,13 @@ impl Exclusions {
     /// # Errors
     /// A path that is no device node of the kernel's: the disk that it means would be written.
     pub fn new(entries: &[String]) -> Result<Self, UnknownLink> {
+        // Some serials have a slash, but none begins like a path or names udev's directories.
         let is_link = |entry: &&String| {
             let entry = entry.trim();
-            entry.strip_prefix("/dev/").unwrap_or(entry).contains('/')
+            let below = entry.strip_prefix("/dev/").unwrap_or(entry);
+            (entry.starts_with('/') && below.contains('/')) || entry.contains("disk/by-")
         };
-        // Some serials have a slash, but none begins like a path.
-        let mut paths = entries.iter().filter(|entry| entry.trim().starts_with('/'));
-        if let Some(link) = paths.find(is_link) {
+        if let Some(link) = entries.iter().find(is_link) {
             return Err(UnknownLink(link.clone()));
         }
         Ok(Self {
@@ -264,6 +264,7 @@ mod tests {
         for wrong in [
             "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4",
             " /dev/disk/by-path/x",
+            "disk/by-id/wwn-0x5000c500a1b2c3d4",
             "/sys/block/sda",
         ] {
             let error = Exclusions::new(&strings(&["S1", wrong])).unwrap_err();

@@ -231,14 +231,19 @@ fn a_full_disk_is_reported_with_numbers() {
     unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root");
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    let members = [
+    let members = vec![
         file(b"a", &[7; 700_000]),
         file(b"b", &[7; 700_000]),
         file(b"c", b""),
     ];
-    for (options, expected) in [
-        ("size=1m", "of 1048576 bytes 0 are free"),
-        ("nr_inodes=3", "of 3 inodes 0;"),
+    // Filled beside the unpacker, which has made them all when the first one does not fit.
+    let small: Vec<_> = (0..26)
+        .map(|n| file(format!("small-{n}").as_bytes(), &[7; 60_000]))
+        .collect();
+    for (options, members, expected) in [
+        ("size=1m", &members, "of 1048576 bytes 0 are free"),
+        ("nr_inodes=3", &members, "of 3 inodes 0;"),
+        ("size=1m", &small, "unpacking \"small-17\": write failed"),
     ] {
         let target = Target::new();
         mount(
@@ -249,7 +254,7 @@ fn a_full_disk_is_reported_with_numbers() {
             Some(options),
         )
         .unwrap();
-        let error = target.unpack(&archive(&members)).unwrap_err();
+        let error = target.unpack(&archive(members)).unwrap_err();
         assert!(matches!(error, Error::DiskFull { .. }), "{error}");
         let text = error.to_string();
         assert!(
@@ -258,6 +263,42 @@ fn a_full_disk_is_reported_with_numbers() {
         );
         assert!(!error.is_damage());
     }
+}
+
+/// Their content comes later than their names, which the archive goes on with meanwhile.
+#[test]
+fn small_files_that_are_linked_and_replaced() {
+    let mut members = Vec::new();
+    for n in 0..500 {
+        let content = vec![(n % 251) as u8; n * 7];
+        members.push(file(format!("d/{n}").as_bytes(), &content));
+        // Linked, and then replaced, while the thread has not filled it yet.
+        if n % 5 == 0 {
+            let (link, target) = (format!("link-{n}"), format!("d/{n}"));
+            let (link, target) = (link.as_bytes(), target.as_bytes());
+            members.push(member(link, EntryType::Link, target, b""));
+            members.push(member(target, EntryType::Symlink, b"elsewhere", b""));
+            members.push(file(target, b"the last one"));
+        }
+    }
+    let target = Target::new();
+    target.unpack(&archive(&members)).unwrap();
+    for n in 0..500 {
+        let content = vec![(n % 251) as u8; n * 7];
+        let read = |name: String| std::fs::read(target.root().join(name)).unwrap();
+        if n % 5 == 0 {
+            assert_eq!(read(format!("link-{n}")), content, "{n}");
+            assert_eq!(read(format!("d/{n}")), b"the last one", "{n}");
+        } else {
+            assert_eq!(read(format!("d/{n}")), content, "{n}");
+        }
+        let time = at(&target, &format!("d/{n}")).modified().unwrap();
+        assert_eq!(
+            time,
+            std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000)
+        );
+    }
+    target.assert_outside_untouched();
 }
 
 #[test]
