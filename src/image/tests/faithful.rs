@@ -236,8 +236,8 @@ fn a_full_disk_is_reported_with_numbers() {
         file(b"b", &[7; 700_000]),
         file(b"c", b""),
     ];
-    // Filled beside the unpacker, which has made them all when the first one does not fit.
-    let small: Vec<_> = (0..26)
+    // Filled beside the unpacker, which goes on with the next ones meanwhile.
+    let small: Vec<_> = (0..200)
         .map(|n| file(format!("small-{n}").as_bytes(), &[7; 60_000]))
         .collect();
     for (options, members, expected) in [
