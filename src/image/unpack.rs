@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -68,6 +68,9 @@ pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Res
         deferred: 0,
     };
     let done = each(source, counters, |archive, entry| {
+        if small_files.has_failed() {
+            return Err(Stop::Below);
+        }
         let at = archive.position();
         if at - nudged >= NUDGE_EVERY {
             nudged = at;
@@ -75,16 +78,11 @@ pub fn unpack<R: BufRead>(source: R, root: &RootDir, counters: &Counters) -> Res
         }
         unpacker
             .entry(archive, entry, &mut small_files)
-            .map_err(|stop| unpacker.numbers_for_full_disk(stop, archive.position()))
+            .map_err(|stop| numbers_for_full_disk(stop, unpacker.place(), archive.position()))
     });
     // Whatever went wrong, both threads have to end: their open files keep the target busy.
-    let done = match (done, small_files.finish()) {
-        (Ok(()) | Err(Stop::Below), Err(cause)) => {
-            let unpacked = counters.bytes.load(Ordering::Relaxed);
-            Err(unpacker.numbers_for_full_disk(cause, unpacked))
-        }
-        (done, _) => done,
-    };
+    // A small file that failed stands before whatever the unpacker came to.
+    let done = small_files.finish().and(done);
     let done = done.and_then(|()| unpacker.set_deferred());
     let written = write_back.finish();
     done?;
@@ -185,7 +183,7 @@ impl Unpacker<'_> {
                     create_new(parent.as_fd(), &name, entry.mode & 0o777)
                 })?;
                 let mut file = File::from(fd);
-                if SmallFiles::takes(*size, parts) {
+                if SmallFiles::takes(&entry) {
                     return small_files.add(archive, file, *size, entry);
                 }
                 write_content(archive, &mut file, *size, parts, &entry)?;
@@ -238,39 +236,11 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// ENOSPC with what an operator needs to know about it; anything else as it is.
-    fn numbers_for_full_disk(&self, stop: Stop, unpacked: u64) -> Stop {
-        let Stop::Failed(Error::Write {
-            entry,
-            operation,
-            source,
-        }) = &stop
-        else {
-            return stop;
-        };
-        let full = [Errno::ENOSPC as i32, Errno::EDQUOT as i32];
-        if !source
-            .raw_os_error()
-            .is_some_and(|errno| full.contains(&errno))
-        {
-            return stop;
-        }
-        let directory = self
-            .parent
+    /// Where it is at work.
+    fn place(&self) -> BorrowedFd<'_> {
+        self.parent
             .as_ref()
-            .map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
-        let Ok(now) = fstatvfs(directory) else {
-            return stop;
-        };
-        Stop::Failed(Error::DiskFull {
-            entry: entry.clone(),
-            operation,
-            size: now.blocks() * now.fragment_size(),
-            available: now.blocks_available() * now.fragment_size(),
-            inodes: now.files(),
-            free_inodes: now.files_available(),
-            unpacked,
-        })
+            .map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
     }
 
     /// The opened parent directory; made when the archive does not list it.
@@ -514,6 +484,37 @@ fn write_content<R: BufRead>(
         file.set_len(size).map_err(io("truncate"))?;
     }
     Ok(())
+}
+
+/// ENOSPC with what an operator needs to know about the file system of `place`; anything else as it is.
+pub(super) fn numbers_for_full_disk(stop: Stop, place: BorrowedFd<'_>, unpacked: u64) -> Stop {
+    let Stop::Failed(Error::Write {
+        entry,
+        operation,
+        source,
+    }) = &stop
+    else {
+        return stop;
+    };
+    let full = [Errno::ENOSPC as i32, Errno::EDQUOT as i32];
+    if !source
+        .raw_os_error()
+        .is_some_and(|errno| full.contains(&errno))
+    {
+        return stop;
+    }
+    let Ok(now) = fstatvfs(place) else {
+        return stop;
+    };
+    Stop::Failed(Error::DiskFull {
+        entry: entry.clone(),
+        operation,
+        size: now.blocks() * now.fragment_size(),
+        available: now.blocks_available() * now.fragment_size(),
+        inodes: now.files(),
+        free_inodes: now.files_available(),
+        unpacked,
+    })
 }
 
 /// A name from the archive as a path below the root: no `.`, no empty component.

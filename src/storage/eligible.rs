@@ -32,11 +32,12 @@ impl Exclusions {
     /// # Errors
     /// A path that is no device node of the kernel's: the disk that it means would be written.
     pub fn new(entries: &[String]) -> Result<Self, UnknownLink> {
-        // Some serials have a slash, but none begins like a path or names udev's directories.
+        // Some serials have a slash, but none is like a path or names udev's directories.
         let is_link = |entry: &&String| {
             let entry = entry.trim();
             let below = entry.strip_prefix("/dev/").unwrap_or(entry);
-            (entry.starts_with('/') && below.contains('/')) || entry.contains("disk/by-")
+            let is_path = entry.starts_with(['/', '.']) || entry.starts_with("dev/");
+            (is_path && below.contains('/')) || (entry.contains("by-") && entry.contains('/'))
         };
         if let Some(link) = entries.iter().find(is_link) {
             return Err(UnknownLink(link.clone()));
@@ -215,7 +216,8 @@ fn excluded_by(disk: &Disk, exclusions: &Exclusions) -> Option<String> {
 
 fn bare_wwn(wwn: &str) -> &str {
     let wwn = wwn.trim();
-    ["naa.", "eui.", "uuid.", "0x"]
+    // The last two as udev names links.
+    ["naa.", "eui.", "uuid.", "0x", "wwn-0x", "nvme-eui."]
         .iter()
         .find_map(|prefix| {
             let head = wwn.get(..prefix.len())?;
@@ -265,10 +267,26 @@ mod tests {
             "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4",
             " /dev/disk/by-path/x",
             "disk/by-id/wwn-0x5000c500a1b2c3d4",
+            "by-path/pci-0000:00:1f.2-ata-1",
+            "dev/sda",
+            "./sda",
             "/sys/block/sda",
         ] {
             let error = Exclusions::new(&strings(&["S1", wrong])).unwrap_err();
             assert_eq!(error, UnknownLink(wrong.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_wwn_is_the_same_however_it_is_written() {
+        for text in [
+            "naa.5000c5",
+            "0x5000c5",
+            "wwn-0x5000c5",
+            " NVME-EUI.5000c5",
+            "5000c5 ",
+        ] {
+            assert_eq!(bare_wwn(text), "5000c5", "{text:?}");
         }
     }
 

@@ -22,7 +22,7 @@ use crate::support::media;
 use crate::support::process::run;
 
 /// From the first write to the kexec, emulated on a quiet host: only sets how often it is stopped.
-const ABOUT: Duration = Duration::from_secs(5);
+const ABOUT: Duration = Duration::from_secs(3);
 /// What makes the first write of an install.
 const FIRST_WRITE: &str = " wiping ";
 /// The installed kernel takes over.
@@ -77,7 +77,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// One install, stopped and copied again and again; `wanted` of the copies, evenly spread.
 fn cuts(bed: &Bed, machine: &Machine, wanted: usize) -> Vec<Cut> {
-    let pause = (ABOUT / (2 * wanted as u32)).clamp(Duration::from_millis(20), ABOUT / 20);
+    let pause = (ABOUT / (2 * wanted as u32)).clamp(Duration::from_millis(10), ABOUT / 20);
     let mut guest = bed.power_on(machine);
     guest.wait_for(FIRST_WRITE, TO_WAITING);
     let begun = Instant::now();

@@ -263,6 +263,25 @@ fn a_full_disk_is_reported_with_numbers() {
         );
         assert!(!error.is_damage());
     }
+
+    // A file system of its own is full; the unpacker is elsewhere by then.
+    let target = Target::new();
+    let boot = target.root().join("boot");
+    std::fs::create_dir(&boot).unwrap();
+    let (tmpfs, flags) = (Some("tmpfs"), MsFlags::empty());
+    mount(tmpfs, &boot, tmpfs, flags, Some("size=1m")).unwrap();
+    let below = |place: &str, count: usize| -> Vec<_> {
+        let name = |n| format!("{place}/small-{n}");
+        (0..count)
+            .map(|n| file(name(n).as_bytes(), &[7; 60_000]))
+            .collect()
+    };
+    let members = [below("boot", 18), below("etc", 100)].concat();
+    let error = target.unpack(&archive(&members)).unwrap_err().to_string();
+    assert!(
+        error.contains("\"boot/small-17\"") && error.contains("of 1048576 bytes 0 are free"),
+        "{error}"
+    );
 }
 
 /// Their content comes later than their names, which the archive goes on with meanwhile.
