@@ -123,9 +123,12 @@ impl Bench {
              scgi_temp_path {d}/tmp; server {{ listen [::1]:{PORT}; root {d}/www; }} }}\n"
         );
         fs::write(&conf, text).expect("nginx.conf");
-        let mut command = Command::new("nginx");
+        // A session of its own, as a service has: the kernel shares the cores out between sessions
+        // first (sched_autogroup), and in a contender's own the server would be one more of its
+        // threads, which no image server is.
+        let mut command = Command::new("setsid");
         command
-            .arg("-c")
+            .args(["nginx", "-c"])
             .arg(&conf)
             .arg("-p")
             .arg(&dir)
