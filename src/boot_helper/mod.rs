@@ -23,6 +23,7 @@ pub mod options;
 pub mod proxy;
 pub mod ready;
 pub mod redfish;
+mod refusal;
 pub mod route;
 pub mod secret_file;
 pub mod server;

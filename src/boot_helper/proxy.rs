@@ -258,7 +258,7 @@ pub fn error(status: StatusCode, code: &str, message: &str) -> Response {
     let body = axum::Json(serde_json::json!({ "code": code, "message": message }));
     let mut response = (status, body).into_response();
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        let wait = HeaderValue::from_static(super::server::RETRY_AFTER_SECONDS);
+        let wait = HeaderValue::from_static(super::refusal::RETRY_AFTER_SECONDS);
         response.headers_mut().insert(RETRY_AFTER, wait);
     }
     response

@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
-use axum::http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HOST, LOCATION, RETRY_AFTER,
-    WWW_AUTHENTICATE,
-};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HOST, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -25,17 +22,17 @@ use uuid::Uuid;
 use super::binding::{Bindings, Mode, Verdict};
 use super::cache::Cache;
 use super::files::{self, Ask};
-use super::infra::{Infra, InfraError};
+use super::infra::Infra;
 use super::listener::Peer;
 use super::metrics::Metrics;
 use super::mint::Minter;
 use super::proxy::{self, Proxy};
 use super::ready::Readiness;
+use super::refusal::{Refusal, infra_refusal, machine_of, only, too_slow};
 use super::route::{OS_INSTALLER, Route};
 use super::source::{Prefix, RateLimit};
 use super::{ipxe, secret_file};
 use crate::control::HelperAnswer;
-use crate::control::retry;
 use crate::control::text::printable;
 use crate::image::checksum::Expected;
 use crate::image::root::RootDir;
@@ -44,8 +41,6 @@ use crate::image::root::RootDir;
 const CALLS: usize = 64;
 /// From a complete request to its answer.
 const DEADLINE: Duration = Duration::from_secs(25);
-/// What a machine is told to wait when the apiserver does not answer, seconds.
-pub const RETRY_AFTER_SECONDS: &str = "5";
 /// Who was waited for, and how long (W3C Server Timing).
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
@@ -106,66 +101,6 @@ pub fn router(helper: Helper) -> Router {
         .fallback(nothing)
         .layer(middleware::from_fn_with_state(shared.clone(), gate))
         .with_state(shared)
-}
-
-/// A request that is not served.
-#[derive(Debug)]
-struct Refusal {
-    status: StatusCode,
-    reason: String,
-    /// For [`Metrics::refused`], where nothing was done for it.
-    kind: Option<&'static str>,
-    retry_after: Option<Duration>,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, reason: impl Into<String>) -> Self {
-        Self {
-            status,
-            reason: reason.into(),
-            kind: None,
-            retry_after: None,
-        }
-    }
-
-    fn early(status: StatusCode, kind: &'static str, reason: impl Into<String>) -> Self {
-        Self {
-            kind: Some(kind),
-            ..Self::new(status, reason)
-        }
-    }
-
-    /// As machines read it: the agent's boot helper client, or its Connect client.
-    fn answer(self, route: Route) -> Response {
-        let Self { status, reason, .. } = self;
-        let mut response = if route == Route::Proxy {
-            let code = match status {
-                StatusCode::FORBIDDEN => "permission_denied",
-                StatusCode::TOO_MANY_REQUESTS => "resource_exhausted",
-                _ => "unimplemented",
-            };
-            proxy::error(status, code, &reason)
-        } else {
-            (status, Json(serde_json::json!({ "error": reason }))).into_response()
-        };
-        let headers = response.headers_mut();
-        if let Some(pause) = self.retry_after {
-            headers.insert(RETRY_AFTER, (pause.as_secs() + 1).into());
-        } else if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-        }
-        match status {
-            StatusCode::METHOD_NOT_ALLOWED => {
-                let allowed = if route == Route::Proxy { "POST" } else { "GET" };
-                headers.insert(ALLOW, HeaderValue::from_static(allowed));
-            }
-            StatusCode::UNAUTHORIZED => {
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            _ => {}
-        }
-        response
-    }
 }
 
 /// In front of every route: prefixes and rates. Behind it: date, caching, log, metrics.
@@ -368,58 +303,6 @@ impl Shared {
     }
 }
 
-fn only(method: &Method, allowed: &Method) -> Result<(), Refusal> {
-    if method == allowed {
-        return Ok(());
-    }
-    let reason = format!("only {allowed} is served here");
-    Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, reason))
-}
-
-/// A machine's UUID exactly as contracts.md §3 writes it, and one that can be a machine's:
-/// boards without an identity report all zeros or all ones.
-fn machine_of(text: &str) -> Result<Uuid, Refusal> {
-    let wrong = |reason: &str| Refusal::early(StatusCode::BAD_REQUEST, "uuid", reason);
-    let uuid = Uuid::parse_str(text)
-        .ok()
-        .filter(|uuid| uuid.hyphenated().to_string() == text)
-        .ok_or_else(|| wrong("expected /config/ and a UUID in lower-case RFC 4122 text"))?;
-    if uuid.is_nil() || uuid.is_max() {
-        return Err(wrong(
-            "this UUID is no machine's: the board has no identity; set its UUID in the firmware",
-        ));
-    }
-    Ok(uuid)
-}
-
-/// The status for what the apiserver did not do.
-#[must_use]
-pub fn status_of(error: &InfraError) -> StatusCode {
-    match error {
-        InfraError::TokenFile(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        InfraError::Apiserver(inner) if matches!(inner.verdict(), retry::Verdict::Retry(_)) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        InfraError::Apiserver(_) | InfraError::NoSecret(_) => StatusCode::BAD_GATEWAY,
-    }
-}
-
-/// What a machine is told when the apiserver did nothing for it.
-fn infra_refusal(error: &InfraError) -> Refusal {
-    let reason = match error {
-        InfraError::Apiserver(inner) if inner.is_unauthenticated() => {
-            format!("the apiserver refuses the boot helper's own token; replace it: {inner}")
-        }
-        _ => error.to_string(),
-    };
-    Refusal::new(status_of(error), reason)
-}
-
-fn too_slow() -> Refusal {
-    let reason = "the apiserver did not answer in time";
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)
-}
-
 async fn own_script(
     state: State_,
     peer: Extension<Peer>,
@@ -581,26 +464,6 @@ mod tests {
         ] {
             let response = finish(route, StatusCode::OK.into_response());
             assert_eq!(response.headers().contains_key(DATE), dated, "{route:?}");
-        }
-    }
-
-    #[test]
-    fn only_a_machines_uuid_is_a_uuid() {
-        let good = "7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10";
-        assert_eq!(machine_of(good).unwrap().to_string(), good);
-        for wrong in [
-            "",
-            "7B0B6AD5-6A4F-4F7E-A0E7-0C2A8A8F8F10",
-            "7b0b6ad56a4f4f7ea0e70c2a8a8f8f10",
-            "{7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10}",
-            "urn:uuid:7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10",
-            " 7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10",
-            "../7b0b6ad5-6a4f-4f7e-a0e7-0c2a8a8f8f10",
-            "00000000-0000-0000-0000-000000000000",
-            "ffffffff-ffff-ffff-ffff-ffffffffffff",
-        ] {
-            let refusal = machine_of(wrong).unwrap_err();
-            assert_eq!(refusal.status, StatusCode::BAD_REQUEST, "{wrong:?}");
         }
     }
 }
