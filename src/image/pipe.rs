@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::thread::{Builder, JoinHandle};
 
 use super::error::Error;
 
@@ -27,6 +28,20 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
+}
+
+/// Starts a thread of the pipeline.
+///
+/// # Errors
+/// The thread could not be started.
+pub fn start<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Error> {
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| Error::Pipeline(format!("starting the thread {name}: {error}")))
 }
 
 /// The marker that a read carries when the stage above stopped without an end.

@@ -13,7 +13,7 @@ use super::checksum::{Algorithm, Hasher};
 use super::disk::{self, DiskTarget};
 use super::error::Error;
 use super::fetch::Download;
-use super::pipe::{Part, PipeReader, Stop};
+use super::pipe::{self, Part, PipeReader, Stop};
 use super::progress::Progress;
 use super::root::RootDir;
 use super::unpack::{self, Counters};
@@ -242,13 +242,10 @@ fn stage<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<oneshot::Receiver<T>, Error> {
     let (done, outcome) = oneshot::channel();
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            // The receiver is gone when the install was given up; then nobody asks.
-            let _ = done.send(work());
-        })
-        .map_err(|error| Error::Pipeline(format!("starting the thread {name}: {error}")))?;
+    pipe::start(name, move || {
+        // The receiver is gone when the install was given up; then nobody asks.
+        let _ = done.send(work());
+    })?;
     Ok(outcome)
 }
 

@@ -9,13 +9,13 @@ use std::io::{BufRead, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use super::archive::{Archive, Entry, Kind};
 use super::error::Error;
 use super::metadata::file_metadata;
 use super::pax::Acls;
-use super::pipe::Stop;
+use super::pipe::{self, Stop};
 use super::unpack::{numbers_for_full_disk, write_error};
 
 /// Bytes of the largest file that is taken.
@@ -59,19 +59,14 @@ impl SmallFiles {
     pub fn start() -> Result<Self, Error> {
         let (batches, given) = sync_channel::<Batch>(CHANNEL);
         let (back, spent) = sync_channel(CHANNEL);
-        let thread = Builder::new()
-            .name("image-files".to_owned())
-            .spawn(move || {
-                for mut batch in given {
-                    fill(&mut batch)?;
-                    // A full or closed channel only means that this batch is freed instead.
-                    let _ = back.try_send(batch);
-                }
-                Ok(())
-            })
-            .map_err(|error| {
-                Error::Pipeline(format!("starting the thread image-files: {error}"))
-            })?;
+        let thread = pipe::start("image-files", move || {
+            for mut batch in given {
+                fill(&mut batch)?;
+                // A full or closed channel only means that this batch is freed instead.
+                let _ = back.try_send(batch);
+            }
+            Ok(())
+        })?;
         Ok(Self {
             next: Batch::default(),
             batches,
@@ -85,7 +80,7 @@ impl SmallFiles {
         let Kind::File { size, parts } = &entry.kind else {
             return false;
         };
-        let cost = |(name, value): &(Vec<u8>, Vec<u8>)| name.len() + value.len() + XATTRS / 64;
+        let cost = |pair: &(Vec<u8>, Vec<u8>)| pair.0.len() + pair.1.len() + size_of_val(pair);
         *size <= LARGEST
             && *parts == [(0, *size)]
             && entry.xattrs.iter().map(cost).sum::<usize>() <= XATTRS
@@ -185,6 +180,6 @@ mod tests {
         assert!(!taken(8, vec![(4, 4)], &[]));
         assert!(!taken(8, vec![], &[]));
         assert!(!taken(8, vec![(0, 8)], &[(20, XATTRS)]));
-        assert!(!taken(8, vec![(0, 8)], &[(6, 0); 64]));
+        assert!(!taken(8, vec![(0, 8)], &[(6, 0); 100]));
     }
 }

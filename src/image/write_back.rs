@@ -3,12 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::unistd::syncfs;
 
 use super::error::Error;
+use super::pipe;
 
 /// A thread that flushes file systems when it is nudged.
 pub struct WriteBack {
@@ -23,13 +24,10 @@ impl WriteBack {
         let (nudges, asked) = sync_channel::<Vec<Arc<OwnedFd>>>(1);
         // The kernel tells an error to each open file once: what this thread hears, nobody
         // else will (syncfs(2), since Linux 5.8).
-        let thread = Builder::new()
-            .name("image-sync".to_owned())
-            .spawn(move || {
-                let mut flushes = asked.iter().flatten();
-                flushes.try_for_each(|fd| syncfs(&*fd))
-            })
-            .map_err(|error| Error::Pipeline(format!("starting the thread image-sync: {error}")))?;
+        let thread = pipe::start("image-sync", move || {
+            let mut flushes = asked.iter().flatten();
+            flushes.try_for_each(|fd| syncfs(&*fd))
+        })?;
         Ok(Self { nudges, thread })
     }
 

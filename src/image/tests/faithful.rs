@@ -284,6 +284,52 @@ fn a_full_disk_is_reported_with_numbers() {
     );
 }
 
+/// The same entry for ever.
+struct Endless(Vec<u8>, usize);
+
+impl std::io::Read for Endless {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        use std::io::BufRead;
+        let count = self.fill_buf()?.read(into)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl std::io::BufRead for Endless {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        Ok(&self.0[self.1..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.1 = (self.1 + count) % self.0.len();
+    }
+}
+
+#[test]
+fn a_small_file_that_fails_ends_it_at_once() {
+    // Longer than any name in an xattr may be.
+    let xattr = format!("SCHILY.xattr.user.{}", "n".repeat(300));
+    let bad = [
+        pax(&[(xattr.as_str(), &b"value"[..])]),
+        file(b"bad", b"content"),
+    ];
+    // Fills the batch.
+    let small = (0..40).map(|n| file(format!("small-{n}").as_bytes(), b"x"));
+    let start: Vec<u8> = bad.into_iter().chain(small).flatten().collect();
+    let endless = Endless(member(b"d", EntryType::Directory, b"", b""), 0);
+    let target = Target::new();
+    let root = RootDir::open(&target.root()).unwrap();
+    let counters = Counters::default();
+    let source = std::io::Read::chain(&start[..], endless);
+    let Err(Stop::Failed(error)) = unpack(source, &root, &counters) else {
+        panic!("it was unpacked");
+    };
+    assert!(error.to_string().contains("\"bad\""), "{error}");
+    let entries = counters.entries.into_inner();
+    assert!(entries < 1_000_000, "{entries} entries before it ended");
+}
+
 /// Their content comes later than their names, which the archive goes on with meanwhile.
 #[test]
 fn small_files_that_are_linked_and_replaced() {
